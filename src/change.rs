@@ -1,0 +1,417 @@
+//! The vocabulary that the rooms share: what changed, what to write, what came of it.
+//!
+//! Owns plain values and their limits. Knows nothing of Postgres, HTTP, clocks or configuration.
+//! A value that went through a constructor here is valid from then on and is not checked again.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// Longest KV key in bytes of UTF-8.
+/// Source: Workers KV limits.
+pub const KV_NAME_MAX_BYTES: usize = 512;
+/// Largest KV value in bytes (25 MiB).
+/// Source: Workers KV limits.
+pub const KV_VALUE_MAX_BYTES: usize = 26_214_400;
+/// Largest metadata of a KV pair in bytes of JSON.
+/// Source: Workers KV limits.
+pub const KV_METADATA_MAX_BYTES: usize = 1_024;
+/// Most pairs in one bulk request.
+/// Source: Workers KV API, bulk write.
+pub const KV_BULK_MAX_PAIRS: usize = 10_000;
+/// Largest body of one bulk request in bytes ("less than 100 megabytes").
+/// Source: Workers KV API, bulk write.
+pub const KV_BULK_MAX_BYTES: usize = 100_000_000;
+/// Shortest time to live of a pair, in seconds.
+/// Source: Workers KV API, `expiration_ttl`.
+pub const KV_TTL_MIN_SECONDS: u32 = 60;
+
+/// A moment on a monotonic clock that counts suspend, as time since an arbitrary origin.
+///
+/// Pure code receives it as an argument; only the daemon's loop reads the clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mono(Duration);
+
+impl Mono {
+    /// The origin of the clock.
+    pub const ZERO: Self = Self(Duration::ZERO);
+
+    /// The moment `since_origin` after the origin.
+    pub const fn from_origin(since_origin: Duration) -> Self {
+        Self(since_origin)
+    }
+
+    /// Time since the origin.
+    pub const fn since_origin(self) -> Duration {
+        self.0
+    }
+
+    /// Time from `earlier` to `self`, zero if `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The moment `by` before `self`, not before the origin.
+    pub fn before(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(by))
+    }
+}
+
+impl std::ops::Add<Duration> for Mono {
+    type Output = Self;
+
+    fn add(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(by))
+    }
+}
+
+/// Position of a sync in the checked configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SyncId(pub u16);
+
+/// Identity of a document within a sync: the values of its key columns as Postgres prints them in
+/// one `jsonb` array, for example `["42"]` or `[7, "eu"]`.
+///
+/// Two equal keys have equal text because `jsonb` output is canonical. The text may hold personal
+/// data, so `Debug` shows a fingerprint only.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// A key from the text of a `jsonb` array as Postgres printed it.
+    pub fn new(jsonb_text: impl Into<Arc<str>>) -> Self {
+        Self(jsonb_text.into())
+    }
+
+    /// The `jsonb` text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", fingerprint(&self.0))
+    }
+}
+
+/// Eight hexadecimal digits that stand for a key or a KV name in logs.
+pub fn fingerprint(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..8].to_owned()
+}
+
+/// Identity of a row of `pg2kv.outbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OutboxId(pub i64);
+
+/// Identity of a row of `pg2kv.claim`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClaimId(pub i64);
+
+/// Number of a leadership; each new leader has a larger one. It fences every write to `pg2kv`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub i64);
+
+/// One row of the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Identity of the outbox row.
+    pub id: OutboxId,
+    /// The sync that the row belongs to.
+    pub sync: SyncId,
+    /// What may differ.
+    pub what: Changed,
+    /// Time since the row was written, by the clock of the database.
+    pub age: Duration,
+}
+
+/// What may differ between Postgres and KV.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The document of this key.
+    Key(Key),
+    /// Every document of the sync (TRUNCATE, `pg2kv.resync`).
+    Everything,
+}
+
+/// The name of a pair in Workers KV: 1 to 512 bytes, not `.` or `..`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KvName(Arc<str>);
+
+impl KvName {
+    /// Checks the limits of Workers KV.
+    ///
+    /// # Errors
+    /// [`Poison`] with [`PoisonReason::KeyTooLong`] or [`PoisonReason::IllegalKey`].
+    pub fn new(name: impl Into<Arc<str>>) -> Result<Self, Poison> {
+        let name = name.into();
+        match name.len() {
+            0 => Err(Poison::new(PoisonReason::IllegalKey, "the KV key is empty")),
+            n if n > KV_NAME_MAX_BYTES => Err(Poison::new(
+                PoisonReason::KeyTooLong,
+                format!("the KV key has {n} bytes; Workers KV allows {KV_NAME_MAX_BYTES}"),
+            )),
+            _ if &*name == "." || &*name == ".." => Err(Poison::new(
+                PoisonReason::IllegalKey,
+                "the KV key is \".\" or \"..\", which Workers KV does not allow",
+            )),
+            _ => Ok(Self(name)),
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KvName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KvName({})", fingerprint(&self.0))
+    }
+}
+
+/// Content of a value.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Value {
+    /// UTF-8 text, JSON included: goes into the bulk body as a JSON string.
+    Text(Bytes),
+    /// Arbitrary bytes: go into the bulk body as base64.
+    Binary(Bytes),
+}
+
+impl Value {
+    /// The bytes that a Worker will read.
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Text(bytes) | Self::Binary(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Value({} bytes)", self.bytes().len())
+    }
+}
+
+/// First 128 bits of BLAKE3 over all that a pair holds (value, metadata, expiry).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ContentHash(pub u128);
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// A pair as it is to stand in Workers KV, within every limit of a single pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// KV key.
+    pub name: KvName,
+    /// Content, at most 25 MiB.
+    pub value: Value,
+    /// Metadata as JSON text, at most 1,024 bytes; it carries the content hash.
+    pub metadata: Arc<str>,
+    /// Hash of the content, as the metadata carries it.
+    pub hash: ContentHash,
+    /// Unix time in seconds at which KV drops the pair.
+    pub expiration: Option<u64>,
+}
+
+impl Document {
+    /// Bytes that the pair adds to a body, about: what batches are cut by.
+    pub fn weight(&self) -> usize {
+        self.value.bytes().len() + self.metadata.len() + self.name.as_str().len() + 64
+    }
+}
+
+/// What the rows of a key say now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rendered {
+    /// The pair must stand in KV like this.
+    Put(Document),
+    /// The pair must not stand in KV.
+    Delete(KvName),
+    /// No valid pair can be made of the rows.
+    Poison(Poison),
+}
+
+/// Why a key cannot be written, now and at each further try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poison {
+    /// The kind, a metric label.
+    pub reason: PoisonReason,
+    /// One sentence for the operator; holds no value of a row.
+    pub detail: String,
+}
+
+impl Poison {
+    /// A reason with its sentence.
+    pub fn new(reason: PoisonReason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// Kinds of [`Poison`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PoisonReason {
+    /// Empty, `.`, `..`, or not reversible to its columns.
+    IllegalKey,
+    /// More than 512 bytes.
+    KeyTooLong,
+    /// Value over 25 MiB.
+    ValueTooLarge,
+    /// Metadata over 1,024 bytes or not JSON.
+    BadMetadata,
+    /// Expiry in the past or less than 60 s ahead.
+    BadExpiry,
+    /// The value expression fails for this row.
+    RowError,
+    /// Workers KV refuses this pair.
+    Rejected,
+}
+
+impl PoisonReason {
+    /// The reason as a metric label and as text in `pg2kv.dead_letter.reason`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::IllegalKey => "illegal_key",
+            Self::KeyTooLong => "key_too_long",
+            Self::ValueTooLarge => "value_too_large",
+            Self::BadMetadata => "bad_metadata",
+            Self::BadExpiry => "bad_expiry",
+            Self::RowError => "row_error",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// The body of one bulk request: pairs to write or names to delete, never both, all of one sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// `PUT …/bulk`
+    Put(Vec<Document>),
+    /// `POST …/bulk/delete`
+    Delete(Vec<KvName>),
+}
+
+impl Batch {
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Put(documents) => documents.len(),
+            Self::Delete(names) => names.len(),
+        }
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What one bulk request came to, with what the reply said about the rate limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What it means for the keys.
+    pub outcome: Outcome,
+    /// `Ratelimit` header, where the reply had one.
+    pub limit: Option<RateLimit>,
+    /// HTTP status, or `None` where no reply came.
+    pub status: Option<u16>,
+    /// One sentence for log and status page: what happened, without keys, values or secrets.
+    pub detail: String,
+}
+
+/// `Ratelimit: "default";r=50;t=30`.
+/// Source: Cloudflare API changelog of 2025-09-03.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests left.
+    pub remaining: u64,
+    /// Time until the count starts anew.
+    pub reset: Duration,
+}
+
+/// What a bulk request means for its keys. The relay's policy is a table over this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Proven: every pair is written or deleted.
+    Written,
+    /// The listed positions of the batch are in doubt; all others are proven.
+    Partial(Vec<usize>),
+    /// The request may have been applied, wholly or in part, or may be applied later.
+    Ambiguous(AmbiguousReason),
+    /// Nothing was sent: name resolution, connection refused, TLS handshake.
+    NotSent(NotSentReason),
+    /// The content was refused and nothing was applied (400, 413).
+    Rejected,
+    /// 429: nothing was applied; wait at least this long where the server said so.
+    Throttled(Option<Duration>),
+    /// 401 or 403, or code 10000: the token does not serve.
+    Unauthorized,
+    /// 404 or code 10013: there is no such namespace.
+    NamespaceGone,
+    /// Code 10048: the day's quota of the free plan is used up; it starts anew at 00:00 UTC.
+    QuotaExhausted,
+    /// A reply that the API does not document (3xx, other 4xx): nothing was applied; needs a person.
+    Unexpected,
+}
+
+/// Why an [`Outcome::Ambiguous`] is so; a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AmbiguousReason {
+    /// No reply in time.
+    Timeout,
+    /// The connection broke after the request began to go out.
+    Broken,
+    /// 5xx from the API.
+    ServerError,
+    /// 52x from Cloudflare's edge.
+    EdgeError,
+    /// 2xx, but the body is not the documented one, is cut short, says `success: false`, or counts
+    /// do not add up.
+    BadReply,
+}
+
+impl AmbiguousReason {
+    /// The reason as a metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Broken => "broken_connection",
+            Self::ServerError => "server_error",
+            Self::EdgeError => "edge_error",
+            Self::BadReply => "bad_reply",
+        }
+    }
+}
+
+/// Why an [`Outcome::NotSent`] is so; a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NotSentReason {
+    /// Name resolution failed.
+    Dns,
+    /// No connection could be made.
+    Connect,
+    /// The TLS handshake failed: certificate, host name or clock.
+    Tls,
+    /// This process may not send: it is no longer sure to be the leader.
+    Fenced,
+}
+
+impl NotSentReason {
+    /// The reason as a metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Fenced => "fenced",
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Edges against a real PostgreSQL.
+
+mod kit;
+mod source;

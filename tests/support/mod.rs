@@ -1,0 +1,5 @@
+//! What the tests share.
+
+pub mod node;
+pub mod postgres;
+pub mod process;
