@@ -1,0 +1,268 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn strings(values: &[&str]) -> Vec<String> {
+    values.iter().map(|value| (*value).to_owned()).collect()
+}
+
+fn template(text: &str, columns: &[&str]) -> Template {
+    Template::parse(text, &strings(columns)).unwrap()
+}
+
+fn refused(text: &str, columns: &[&str]) -> TemplateError {
+    Template::parse(text, &strings(columns)).unwrap_err()
+}
+
+fn name(text: &str) -> KvName {
+    KvName::new(text).unwrap()
+}
+
+#[test]
+fn names_are_made_of_columns() {
+    for (text, columns, values, expected) in [
+        ("user:{id}", vec!["id"], vec!["42"], "user:42"),
+        ("{id}", vec!["id"], vec!["a/b %20"], "a/b %20"),
+        ("{b}/{a}.json", vec!["a", "b"], vec!["1", "2"], "2/1.json"),
+        ("{{{id}}}", vec!["id"], vec!["7"], "{7}"),
+        ("{id}-{id}", vec!["id"], vec!["7"], "7-7"),
+        ("all users", vec![], vec![], "all users"),
+        (
+            "caf\u{e9}:{\u{e9}t\u{e9}}",
+            vec!["\u{e9}t\u{e9}"],
+            vec!["\u{1f600}"],
+            "caf\u{e9}:\u{1f600}",
+        ),
+    ] {
+        let rendered = template(text, &columns).render(&strings(&values)).unwrap();
+        assert_eq!(rendered.as_str(), expected, "{text}");
+    }
+}
+
+#[test]
+fn template_errors_name_the_position() {
+    use TemplateError::*;
+    assert_eq!(refused("\u{e9}:{id", &["id"]), Unclosed { at: 3 });
+    assert_eq!(refused("{i{d}", &["id"]), Unclosed { at: 1 });
+    assert_eq!(refused("user}:{id}", &["id"]), Stray { at: 5 });
+    assert_eq!(refused("{a}{b}", &["a", "b"]), Adjacent { at: 4 });
+    assert_eq!(refused("{a}:x", &["a", "b"]), Unused { column: "b".into() });
+    assert!(matches!(
+        refused("user:{i}", &["id"]),
+        UnknownColumn { at: 6, .. }
+    ));
+    assert!(matches!(
+        refused("user:{}", &["id"]),
+        UnknownColumn { at: 6, .. }
+    ));
+    assert!(matches!(refused("", &[]), Impossible(_)));
+    assert!(matches!(refused("..", &[]), Impossible(_)));
+    assert!(matches!(
+        refused(&format!("{}{{a}}", "x".repeat(513)), &["a"]),
+        Impossible(_)
+    ));
+    let text = refused("user:{name}", &["id", "region"]).to_string();
+    assert_eq!(
+        text,
+        "`{name}` at character 6 is not a key column; the key columns are: id, region"
+    );
+}
+
+#[test]
+fn the_prefix_is_the_text_before_the_first_placeholder() {
+    assert_eq!(template("user:{id}", &["id"]).prefix(), "user:");
+    assert_eq!(template("{{x}}{id}", &["id"]).prefix(), "{x}");
+    assert_eq!(template("{id}:", &["id"]).prefix(), "");
+    assert_eq!(template("all", &[]).prefix(), "all");
+}
+
+#[test]
+fn a_value_that_runs_into_the_separator_is_poison() {
+    let reason = |text, values: &[&str]| {
+        let poison = template(text, &["a", "b"])
+            .render(&strings(values))
+            .unwrap_err();
+        assert!(
+            !poison.detail.contains("secret"),
+            "no value in {}",
+            poison.detail
+        );
+        poison.reason
+    };
+    assert_eq!(
+        reason("{a}:{b}", &["secret:", "x"]),
+        PoisonReason::IllegalKey
+    );
+    // "secret:" does not contain "::", yet "secret:::x" reads back as "secret" and ":x".
+    assert_eq!(
+        reason("{a}::{b}", &["secret:", "x"]),
+        PoisonReason::IllegalKey
+    );
+    // The last value may hold anything, and so may a value without a separator after it.
+    assert!(
+        template("{a}:{b}", &["a", "b"])
+            .render(&strings(&["x", "y:z"]))
+            .is_ok()
+    );
+    assert!(
+        template("u:{a}.json", &["a"])
+            .render(&strings(&["x.json"]))
+            .is_ok()
+    );
+}
+
+#[test]
+fn names_over_the_limits_of_workers_kv_are_poison() {
+    let single = template("{a}", &["a"]);
+    let reason = |value: &str| single.render(&strings(&[value])).unwrap_err().reason;
+    assert_eq!(reason(""), PoisonReason::IllegalKey);
+    assert_eq!(reason(".."), PoisonReason::IllegalKey);
+    assert_eq!(reason(&"\u{e9}".repeat(257)), PoisonReason::KeyTooLong);
+    assert!(single.render(&strings(&[&"\u{e9}".repeat(256)])).is_ok());
+}
+
+#[test]
+fn names_of_others_do_not_reverse() {
+    let both = template("user:{a}:{b}.json", &["a", "b"]);
+    assert_eq!(
+        both.reverse(&name("user:1:2:3.json")),
+        Some(strings(&["1", "2:3"]))
+    );
+    assert_eq!(both.reverse(&name("user:1.json")), None);
+    assert_eq!(both.reverse(&name("user:1:2")), None);
+    assert_eq!(both.reverse(&name("session:1:2.json")), None);
+    let twice = template("{a}-{a}", &["a"]);
+    assert_eq!(twice.reverse(&name("7-7")), Some(strings(&["7"])));
+    assert_eq!(twice.reverse(&name("7-8")), None);
+    let fixed = template("all", &[]);
+    assert_eq!(fixed.reverse(&name("all")), Some(vec![]));
+    assert_eq!(fixed.reverse(&name("all users")), None);
+}
+
+#[test]
+fn a_value_makes_a_pair_and_none_a_delete() {
+    let user = template("user:{id}", &["id"]);
+    let key = strings(&["1"]);
+    assert_eq!(render(&user, &key, None), Rendered::Delete(name("user:1")));
+    let Rendered::Put(document) = render(&user, &key, Some(Bytes::from_static(b"{\"a\":1}")))
+    else {
+        panic!("a pair");
+    };
+    assert_eq!(document.name, name("user:1"));
+    assert_eq!(
+        &*document.metadata,
+        format!("{{\"pg2kv\":\"{}\"}}", document.hash)
+    );
+    // Another value here means that an upgrade writes every pair of every user again.
+    assert_eq!(
+        document.hash.to_string(),
+        "a0150ce4a9c16abd18dea6ba06869997"
+    );
+}
+
+#[test]
+fn a_value_over_the_limits_is_poison() {
+    let user = template("user:{id}", &["id"]);
+    let with = |value: Vec<u8>| render(&user, &strings(&["1"]), Some(Bytes::from(value)));
+    let reason = |value| match with(value) {
+        Rendered::Poison(poison) => poison.reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(
+        with(vec![b'x'; KV_VALUE_MAX_BYTES]),
+        Rendered::Put(_)
+    ));
+    assert!(
+        matches!(with(Vec::new()), Rendered::Put(_)),
+        "an empty value is a value"
+    );
+    assert_eq!(
+        reason(vec![b'x'; KV_VALUE_MAX_BYTES + 1]),
+        PoisonReason::ValueTooLarge
+    );
+    assert_eq!(reason(vec![b'x', 0xff]), PoisonReason::RowError);
+}
+
+#[test]
+fn the_hash_tells_contents_apart() {
+    let text = |text: &'static str| Value::Text(Bytes::from_static(text.as_bytes()));
+    let binary = Value::Binary(Bytes::from_static(b"a"));
+    let hashes = [
+        content_hash(&text("a"), None, ""),
+        content_hash(&text("b"), None, ""),
+        content_hash(&binary, None, ""),
+        content_hash(&text("a"), Some(0), ""),
+        content_hash(&text("a"), Some(1), ""),
+        content_hash(&text("a"), None, "{}"),
+        content_hash(&text(""), None, "a"),
+    ];
+    for (index, hash) in hashes.iter().enumerate() {
+        assert!(!hashes[..index].contains(hash), "{index}");
+    }
+    assert_eq!(content_hash(&text("a"), None, ""), hashes[0]);
+}
+
+/// Texts that often hold each other: a small alphabet makes the hard cases likely.
+fn text(length: std::ops::Range<usize>) -> impl Strategy<Value = String> {
+    let letter = prop_oneof![Just(':'), Just('a'), Just('{'), Just('}'), any::<char>()];
+    proptest::collection::vec(letter, length).prop_map(String::from_iter)
+}
+
+/// A template over one to four columns, some used twice, with the columns' number.
+fn templates() -> impl Strategy<Value = (Template, usize)> {
+    (1_usize..=4)
+        .prop_flat_map(|columns| {
+            let extra = proptest::collection::vec(0..columns, 0..2);
+            let uses = extra.prop_map(move |extra| (0..columns).chain(extra).collect::<Vec<_>>());
+            (Just(columns), uses.prop_shuffle())
+        })
+        .prop_flat_map(|(columns, uses)| {
+            let between = proptest::collection::vec(text(1..4), uses.len());
+            (
+                Just(columns),
+                Just(uses),
+                text(0..4),
+                between,
+                any::<bool>(),
+            )
+        })
+        .prop_map(|(columns, uses, prefix, between, suffixed)| {
+            let escape = |literal: &str| literal.replace('{', "{{").replace('}', "}}");
+            let mut text = escape(&prefix);
+            for (index, column) in uses.iter().enumerate() {
+                text += &format!("{{c{column}}}");
+                if suffixed || index + 1 < uses.len() {
+                    text += &escape(&between[index]);
+                }
+            }
+            let names: Vec<String> = (0..columns).map(|column| format!("c{column}")).collect();
+            (Template::parse(&text, &names).unwrap(), columns)
+        })
+}
+
+proptest! {
+    #[test]
+    fn reverse_undoes_render(
+        (template, values) in templates().prop_flat_map(|(template, columns)| {
+            (Just(template), proptest::collection::vec(text(0..6), columns))
+        })
+    ) {
+        if let Ok(name) = template.render(&values) {
+            prop_assert!(name.as_str().starts_with(template.prefix()));
+            prop_assert_eq!(template.reverse(&name), Some(values));
+        }
+    }
+
+    #[test]
+    fn render_undoes_reverse((template, _) in templates(), text in text(1..12)) {
+        let name = KvName::new(format!("{}{text}", template.prefix())).unwrap();
+        if let Some(values) = template.reverse(&name) {
+            prop_assert_eq!(template.render(&values), Ok(name));
+        }
+    }
+
+    #[test]
+    fn parse_never_panics(text in ".{0,40}") {
+        let _ = Template::parse(&text, &strings(&["a", "b"]));
+    }
+}
