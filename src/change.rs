@@ -252,7 +252,10 @@ pub struct Poison {
 impl Poison {
     /// A reason with its sentence.
     pub fn new(reason: PoisonReason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self {
+            reason,
+            detail: detail.into(),
+        }
     }
 }
 
