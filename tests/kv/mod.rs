@@ -1,5 +1,7 @@
 //! The sink against servers that say exactly what a test scripts, byte by byte.
 
+#![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
+
 mod network;
 mod replies;
 mod requests;
