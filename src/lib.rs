@@ -2,6 +2,7 @@
 
 pub mod change;
 pub mod document;
+pub mod ledger;
 
 pub mod queue;
 pub mod relay;

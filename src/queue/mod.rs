@@ -1,1 +1,606 @@
-//! (to come)
+//! The debounced queue: which keys must be looked at, and when. Pure.
+//!
+//! Owns, for each key: the changes that wait (coalesced), whether a write is in flight, the claim
+//! that holds it in Postgres, and the doubt that an earlier write left. Must not know what a
+//! document is, nor how anything is sent.
+//!
+//! **Invariant:** a key is in flight at most once, and is taken no sooner than `key_interval` after
+//! its last write came back.
+
+pub mod backoff;
+pub mod budget;
+pub mod seen;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use self::backoff::Backoff;
+use crate::change::{ClaimId, Key, Mono, OutboxId, SyncId};
+
+/// Outbox rows that one waiting key may hold before all but the oldest are called redundant.
+const IDS_PER_KEY_MAX: usize = 1_000;
+
+/// Limits and times of a [`Queue`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// A key is due once it has not changed for this long. May be zero.
+    pub quiet: Duration,
+    /// A key that keeps changing is due this long after its first change.
+    pub max_wait: Duration,
+    /// Least time between two writes of one key.
+    pub key_interval: Duration,
+    /// Most distinct keys held at once.
+    pub keys_max: usize,
+    /// An idle key is due at its first change; only its repeats are debounced.
+    pub leading: bool,
+    /// Waits between tries of one key.
+    pub backoff: backoff::Settings,
+}
+
+/// Place of a key in the queue; valid until the key is resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(u32);
+
+/// What became of an offered change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// The key did not wait before.
+    New,
+    /// The key waited already: this change costs no write of its own.
+    Coalesced,
+    /// The same outbox row again.
+    Repeated,
+}
+
+/// A key taken out for writing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its place, to resolve it by.
+    pub slot: Slot,
+    /// The key.
+    pub key: Key,
+    /// Outbox rows that say it changed. Empty for a retry: its claim holds it.
+    pub ids: Vec<OutboxId>,
+}
+
+/// What a try to write a key came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Proven to stand in KV, by a request sent at this moment.
+    Written {
+        /// When the request was sent.
+        sent_at: Mono,
+    },
+    /// KV already has it; nothing was sent.
+    Unchanged,
+    /// It cannot be written, and a dead letter takes its place.
+    Dead,
+    /// It may or may not have been written, or may be yet, until the moment given.
+    Doubt {
+        /// End of the late-write window.
+        until: Mono,
+    },
+    /// It was not written. Look again at this moment.
+    Again {
+        /// Earliest next try.
+        at: Mono,
+    },
+}
+
+/// A key that needs nothing more for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The claim that no longer needs to hold it.
+    pub claim: Option<ClaimId>,
+    /// Time since its oldest change that the write covers.
+    pub waited: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Dirty {
+    first: Mono,
+    last: Mono,
+    /// Due at `first`, as the key was idle when it changed.
+    at_once: bool,
+    ids: Vec<OutboxId>,
+}
+
+/// What only a key in trouble needs to remember.
+#[derive(Debug)]
+struct Trouble {
+    doubt_until: Option<Mono>,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Entry {
+    sync: SyncId,
+    key: Key,
+    dirty: Option<Dirty>,
+    in_flight: bool,
+    /// First change of what is in flight or to be tried again.
+    waiting_since: Option<Mono>,
+    claim: Option<ClaimId>,
+    retry_at: Option<Mono>,
+    trouble: Option<Box<Trouble>>,
+    not_before: Mono,
+    /// The moment under which the key stands in the due index.
+    due: Option<Mono>,
+}
+
+/// The queue.
+#[derive(Debug)]
+pub struct Queue {
+    settings: Settings,
+    entries: Vec<Option<Entry>>,
+    vacant: Vec<Slot>,
+    index: HashMap<(SyncId, Key), Slot>,
+    /// By sync, so that a sync on hold costs the others nothing.
+    due: Vec<BTreeSet<(Mono, Slot)>>,
+    /// Keys that are idle but were written less than `key_interval` ago.
+    cooling: VecDeque<(Mono, Slot)>,
+    redundant: Vec<OutboxId>,
+    in_flight: usize,
+    in_doubt: usize,
+}
+
+impl Queue {
+    /// An empty queue for this many syncs.
+    pub fn new(settings: Settings, syncs: usize) -> Self {
+        Self {
+            settings,
+            entries: Vec::new(),
+            vacant: Vec::new(),
+            index: HashMap::new(),
+            due: (0..syncs).map(|_| BTreeSet::new()).collect(),
+            cooling: VecDeque::new(),
+            redundant: Vec::new(),
+            in_flight: 0,
+            in_doubt: 0,
+        }
+    }
+
+    /// Keys held, those that only wait out their interval included.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Distinct keys that may still be added.
+    pub fn room(&self) -> usize {
+        self.settings.keys_max.saturating_sub(self.len())
+    }
+
+    /// Keys that are being written.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Keys of which an earlier write is in doubt.
+    pub fn in_doubt(&self) -> usize {
+        self.in_doubt
+    }
+
+    /// First change that no write has covered yet. Looks at every key: for gauges, not for the loop.
+    pub fn oldest_change(&self) -> Option<Mono> {
+        self.entries
+            .iter()
+            .flatten()
+            .flat_map(|entry| {
+                [
+                    entry.waiting_since,
+                    entry.dirty.as_ref().map(|dirty| dirty.first),
+                ]
+            })
+            .flatten()
+            .min()
+    }
+
+    /// Takes in a change of `key` made at `changed_at`, recorded in the outbox as `id`.
+    pub fn offer(
+        &mut self,
+        now: Mono,
+        sync: SyncId,
+        key: Key,
+        id: OutboxId,
+        changed_at: Mono,
+    ) -> Offered {
+        let leading = self.settings.leading;
+        let slot = self.slot_of(sync, key);
+        let Some(entry) = self.entry_mut(slot) else {
+            return Offered::Repeated;
+        };
+        let offered = match &mut entry.dirty {
+            None => {
+                let idle = !entry.in_flight && entry.retry_at.is_none() && entry.not_before <= now;
+                entry.dirty = Some(Dirty {
+                    first: changed_at,
+                    last: changed_at,
+                    at_once: leading && idle,
+                    ids: vec![id],
+                });
+                Offered::New
+            }
+            Some(dirty) => {
+                // Ids arrive nearly in order; a late commit inserts near the end.
+                let Err(place) = dirty.ids.binary_search(&id) else {
+                    return Offered::Repeated;
+                };
+                dirty.ids.insert(place, id);
+                dirty.first = dirty.first.min(changed_at);
+                dirty.last = dirty.last.max(changed_at);
+                Offered::Coalesced
+            }
+        };
+        let redundant = entry
+            .dirty
+            .as_mut()
+            .filter(|dirty| dirty.ids.len() > IDS_PER_KEY_MAX)
+            .map(|dirty| dirty.ids.split_off(1));
+        self.redundant.extend(redundant.into_iter().flatten());
+        self.reindex(slot);
+        offered
+    }
+
+    /// Outbox rows that may be deleted because an older row of the same key stays.
+    pub fn take_redundant(&mut self) -> Vec<OutboxId> {
+        std::mem::take(&mut self.redundant)
+    }
+
+    /// Takes in a key of a claim that an earlier leader left: its write is in doubt.
+    ///
+    /// Returns the claim that held the key until now, which no longer needs to.
+    pub fn recover(
+        &mut self,
+        now: Mono,
+        sync: SyncId,
+        key: Key,
+        claim: ClaimId,
+        doubt_until: Mono,
+    ) -> Option<ClaimId> {
+        let slot = self.slot_of(sync, key);
+        self.set_doubt(slot, Some(doubt_until));
+        let entry = self.entry_mut(slot)?;
+        entry.retry_at = Some(now);
+        let before = entry.claim.replace(claim);
+        self.reindex(slot);
+        before
+    }
+
+    /// Takes up to `max` due keys of `sync`.
+    pub fn take(&mut self, now: Mono, sync: SyncId, max: usize) -> Vec<Taken> {
+        let mut taken = Vec::new();
+        while taken.len() < max {
+            let Some(&(at, slot)) = self.due[usize::from(sync.0)].first() else {
+                break;
+            };
+            if at > now {
+                break;
+            }
+            self.due[usize::from(sync.0)].pop_first();
+            let Some(entry) = self.entry_mut(slot) else {
+                continue;
+            };
+            entry.due = None;
+            entry.in_flight = true;
+            entry.retry_at = None;
+            let key = entry.key.clone();
+            let dirty = entry.dirty.take();
+            if let Some(dirty) = &dirty {
+                entry.waiting_since = Some(
+                    entry
+                        .waiting_since
+                        .map_or(dirty.first, |since| since.min(dirty.first)),
+                );
+            }
+            self.in_flight += 1;
+            taken.push(Taken {
+                slot,
+                key,
+                ids: dirty.map(|dirty| dirty.ids).unwrap_or_default(),
+            });
+        }
+        taken
+    }
+
+    /// Takes a key of a backfill, unless the queue holds it: then it is being looked at anyway, by
+    /// the outbox or a claim.
+    pub fn take_idle(&mut self, sync: SyncId, key: &Key) -> Option<Slot> {
+        if self.index.contains_key(&(sync, key.clone())) {
+            return None;
+        }
+        let slot = self.slot_of(sync, key.clone());
+        self.entry_mut(slot)?.in_flight = true;
+        self.in_flight += 1;
+        Some(slot)
+    }
+
+    /// Notes that `claim` holds the key in Postgres from now on.
+    ///
+    /// Returns the claim that held it until now: one claim is enough, and the newest is the one
+    /// whose other keys are alive longest.
+    pub fn claimed(&mut self, slot: Slot, claim: ClaimId) -> Option<ClaimId> {
+        self.entry_mut(slot)?.claim.replace(claim)
+    }
+
+    /// Puts a taken key back whose claim was not made: the outbox still has its rows.
+    pub fn give_back(&mut self, slot: Slot, ids: Vec<OutboxId>, at: Mono) {
+        let Some(entry) = self.entry_mut(slot) else {
+            return;
+        };
+        entry.in_flight = false;
+        if !ids.is_empty() {
+            let first = entry.waiting_since.unwrap_or(at);
+            match &mut entry.dirty {
+                Some(dirty) => {
+                    dirty.first = dirty.first.min(first);
+                    dirty.ids.extend(ids);
+                    dirty.ids.sort_unstable();
+                    dirty.ids.dedup();
+                }
+                None => {
+                    entry.dirty = Some(Dirty {
+                        first,
+                        last: first,
+                        at_once: false,
+                        ids,
+                    })
+                }
+            }
+        }
+        entry.not_before = entry.not_before.max(at);
+        if entry.claim.is_some() {
+            entry.retry_at = Some(at);
+        }
+        self.in_flight -= 1;
+        self.put_down(slot, at);
+    }
+
+    /// Whether an earlier write of the key is in doubt, so that it must be written even if the
+    /// document is the one written last.
+    pub fn is_in_doubt(&self, slot: Slot) -> bool {
+        self.entry(slot)
+            .and_then(|entry| entry.trouble.as_ref())
+            .is_some_and(|trouble| trouble.doubt_until.is_some())
+    }
+
+    /// The key in `slot`.
+    pub fn key(&self, slot: Slot) -> Option<&Key> {
+        self.entry(slot).map(|entry| &entry.key)
+    }
+
+    /// Ends a try. `jitter` in `0.0..1.0` spreads the next one.
+    ///
+    /// Returns `None` where the key must be tried again.
+    pub fn resolve(
+        &mut self,
+        now: Mono,
+        slot: Slot,
+        verdict: Verdict,
+        jitter: f64,
+    ) -> Option<Resolved> {
+        let Settings {
+            key_interval,
+            backoff,
+            ..
+        } = self.settings;
+        let entry = self.entry_mut(slot)?;
+        if !std::mem::replace(&mut entry.in_flight, false) {
+            return None;
+        }
+        let doubt = entry
+            .trouble
+            .as_ref()
+            .and_then(|trouble| trouble.doubt_until);
+        let done = match verdict {
+            Verdict::Written { sent_at } => {
+                entry.not_before = now + key_interval;
+                // Sent before the window closed: an older write may still land over this one.
+                entry.retry_at = doubt.filter(|until| sent_at < *until);
+                entry.retry_at.is_none()
+            }
+            Verdict::Unchanged => {
+                entry.retry_at = doubt;
+                doubt.is_none()
+            }
+            Verdict::Dead => true,
+            Verdict::Doubt { until } => {
+                let trouble = entry
+                    .trouble
+                    .get_or_insert_with(|| Box::new(Trouble::new(backoff)));
+                let wait = trouble.backoff.next(jitter);
+                entry.retry_at = Some(now + wait);
+                // It may have been written just now.
+                entry.not_before = now + key_interval;
+                self.set_doubt(slot, Some(doubt.map_or(until, |before| before.max(until))));
+                false
+            }
+            Verdict::Again { at } => {
+                entry.retry_at = Some(at);
+                false
+            }
+        };
+        self.in_flight -= 1;
+        let resolved = done.then(|| {
+            self.set_doubt(slot, None);
+            let entry = self.entry_mut(slot)?;
+            entry.trouble = None;
+            let since = entry.waiting_since.take();
+            Some(Resolved {
+                claim: entry.claim.take(),
+                waited: since.map(|since| now.since(since)),
+            })
+        });
+        self.put_down(slot, now);
+        resolved.flatten()
+    }
+
+    /// Drops keys that were only held for their interval. Called before the queue is asked for work.
+    pub fn cool(&mut self, now: Mono) {
+        while let Some(&(until, slot)) = self.cooling.front() {
+            if until > now {
+                break;
+            }
+            self.cooling.pop_front();
+            let idle = self
+                .entry(slot)
+                .is_some_and(|entry| entry.is_idle() && entry.not_before <= now);
+            if idle {
+                self.remove(slot);
+            }
+        }
+    }
+
+    /// When the next idle key is dropped.
+    pub fn next_cool(&self) -> Option<Mono> {
+        self.cooling.front().map(|(at, _)| *at)
+    }
+
+    /// When the first key of `sync` is due, which may be in the past.
+    pub fn due_at(&self, sync: SyncId) -> Option<Mono> {
+        self.due[usize::from(sync.0)].first().map(|(at, _)| *at)
+    }
+
+    /// Keys of `sync` that stand in the due index: those that wait for their time.
+    pub fn waiting(&self, sync: SyncId) -> usize {
+        self.due[usize::from(sync.0)].len()
+    }
+
+    fn slot_of(&mut self, sync: SyncId, key: Key) -> Slot {
+        if let Some(slot) = self.index.get(&(sync, key.clone())) {
+            return *slot;
+        }
+        let entry = Entry {
+            sync,
+            key: key.clone(),
+            dirty: None,
+            in_flight: false,
+            waiting_since: None,
+            claim: None,
+            retry_at: None,
+            trouble: None,
+            not_before: Mono::ZERO,
+            due: None,
+        };
+        let slot = match self.vacant.pop() {
+            Some(slot) => {
+                self.entries[slot.0 as usize] = Some(entry);
+                slot
+            }
+            None => {
+                // The queue is bounded far below u32::MAX keys.
+                let slot = Slot(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
+                self.entries.push(Some(entry));
+                slot
+            }
+        };
+        self.index.insert((sync, key), slot);
+        slot
+    }
+
+    fn entry(&self, slot: Slot) -> Option<&Entry> {
+        self.entries.get(slot.0 as usize)?.as_ref()
+    }
+
+    fn entry_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
+        self.entries.get_mut(slot.0 as usize)?.as_mut()
+    }
+
+    fn set_doubt(&mut self, slot: Slot, doubt: Option<Mono>) {
+        let settings = self.settings.backoff;
+        let Some(entry) = self.entry_mut(slot) else {
+            return;
+        };
+        let before = entry
+            .trouble
+            .as_ref()
+            .is_some_and(|trouble| trouble.doubt_until.is_some());
+        if doubt.is_some() || before {
+            entry
+                .trouble
+                .get_or_insert_with(|| Box::new(Trouble::new(settings)))
+                .doubt_until = doubt;
+        }
+        match (before, doubt.is_some()) {
+            (false, true) => self.in_doubt += 1,
+            (true, false) => self.in_doubt -= 1,
+            _ => {}
+        }
+    }
+
+    /// Files a key that is no longer in flight: under its due time, as cooling, or not at all.
+    fn put_down(&mut self, slot: Slot, now: Mono) {
+        let Some(entry) = self.entry(slot) else {
+            return;
+        };
+        if !entry.is_idle() {
+            self.reindex(slot);
+        } else if entry.not_before > now {
+            self.cooling.push_back((entry.not_before, slot));
+        } else {
+            self.remove(slot);
+        }
+    }
+
+    fn reindex(&mut self, slot: Slot) {
+        let settings = self.settings;
+        let Some(entry) = self.entry_mut(slot) else {
+            return;
+        };
+        let due = entry.due_at(&settings);
+        let before = std::mem::replace(&mut entry.due, due);
+        let sync = usize::from(entry.sync.0);
+        if before != due {
+            if let Some(at) = before {
+                self.due[sync].remove(&(at, slot));
+            }
+            if let Some(at) = due {
+                self.due[sync].insert((at, slot));
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        if let Some(entry) = self.entries.get_mut(slot.0 as usize).and_then(Option::take) {
+            self.index.remove(&(entry.sync, entry.key));
+            self.vacant.push(slot);
+        }
+    }
+}
+
+impl Trouble {
+    fn new(settings: backoff::Settings) -> Self {
+        Self {
+            doubt_until: None,
+            backoff: Backoff::new(settings),
+        }
+    }
+}
+
+impl Entry {
+    fn is_idle(&self) -> bool {
+        !self.in_flight && self.dirty.is_none() && self.retry_at.is_none()
+    }
+
+    fn due_at(&self, settings: &Settings) -> Option<Mono> {
+        if self.in_flight {
+            return None;
+        }
+        let dirty = self.dirty.as_ref().map(|dirty| {
+            if dirty.at_once {
+                dirty.first
+            } else {
+                (dirty.last + settings.quiet).min(dirty.first + settings.max_wait)
+            }
+        });
+        let due = dirty.into_iter().chain(self.retry_at).min()?;
+        Some(due.max(self.not_before))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What the relay asks of the ledger in Postgres (outbox, claims, dead letters, backfills) and what
+//! comes back.
+//!
+//! Owns plain values. Knows no SQL: `source` turns a request into statements, `daemon` carries it.
+
+use crate::change::{Change, ClaimId, Key, OutboxId, Poison, SyncId};
+
+/// How to fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchMode {
+    /// Writers need not ring: fetch only, after silencing the bell if it is set.
+    Awake,
+    /// Set the bell, look for writers that may have read it before, then fetch: in that order.
+    FallingAsleep,
+}
+
+/// What a fetch found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Rows of configured syncs, none returned twice in one session but for rare, harmless repeats.
+    pub changes: Vec<Change>,
+    /// Rows of syncs that are not configured here; they stay in the outbox.
+    pub ignored: u64,
+    /// The limit was reached; more rows may wait.
+    pub more: bool,
+    /// After [`FetchMode::FallingAsleep`]: a transaction is open that may have read the bell before
+    /// it was set, so NOTIFY cannot be relied on yet.
+    pub writers: bool,
+}
+
+/// Claim keys, then read their rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimRequest {
+    /// The sync of all keys.
+    pub sync: SyncId,
+    /// The keys to read, each once.
+    pub keys: Vec<Key>,
+    /// Positions in `keys` that the claim must hold. Empty: no claim is made, as older claims hold
+    /// all of them.
+    pub claim: Vec<usize>,
+    /// Outbox rows that the claim replaces; deleted in the same transaction.
+    pub ids: Vec<OutboxId>,
+    /// Backfill position that the claim replaces; advanced in the same transaction.
+    pub backfill: Option<BackfillStep>,
+    /// Stop reading when the values pass this many bytes.
+    pub max_bytes: usize,
+}
+
+/// Where a backfill goes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackfillStep {
+    /// Rows up to and with this key (`jsonb` text) are done.
+    Rows {
+        /// Key of the last row.
+        position: String,
+        /// Rows done so far.
+        done: u64,
+    },
+    /// All rows are done; now the names in KV are looked through for orphans.
+    EnterKeys {
+        /// Rows done.
+        done: u64,
+    },
+    /// Names in KV up to this list cursor are done.
+    Keys {
+        /// Cursor of the next page.
+        cursor: String,
+        /// Rows and names done so far.
+        done: u64,
+    },
+    /// Nothing is left to do.
+    Done,
+}
+
+/// Phase of a backfill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackfillPhase {
+    /// Walks the table in key order.
+    Rows,
+    /// Lists KV under the sync's prefix and looks for orphans.
+    Keys,
+}
+
+/// A backfill as the ledger has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backfill {
+    /// The sync.
+    pub sync: SyncId,
+    /// Why it runs, for people.
+    pub reason: String,
+    /// Which walk it is in.
+    pub phase: BackfillPhase,
+    /// Last key done (`jsonb` text); `None` at the start.
+    pub position: Option<String>,
+    /// KV list cursor; `None` at the start.
+    pub cursor: Option<String>,
+    /// Rows and names done so far.
+    pub done: u64,
+    /// Estimated rows in all.
+    pub estimate: Option<u64>,
+}
+
+/// Next keys of a table in key order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// The keys.
+    pub keys: Vec<Key>,
+    /// Key of the last row (`jsonb` text); `None` where the table ends.
+    pub position: Option<String>,
+}
+
+/// Claims to delete, dead letters to write and to clear, in one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettleRequest {
+    /// Claims that have no open key.
+    pub claims: Vec<ClaimId>,
+    /// Keys that cannot be written.
+    pub dead: Vec<DeadLetter>,
+    /// Keys that were written and may have a dead letter from before.
+    pub cleared: Vec<(SyncId, Key)>,
+}
+
+impl SettleRequest {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty() && self.dead.is_empty() && self.cleared.is_empty()
+    }
+}
+
+/// A key that cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Its sync.
+    pub sync: SyncId,
+    /// The key.
+    pub key: Key,
+    /// Why.
+    pub poison: Poison,
+}
+
+/// Why the ledger, or a read of rows, did not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What to do about it.
+    pub kind: FailureKind,
+    /// One sentence without row data.
+    pub detail: String,
+    /// What a person can do, where there is something.
+    pub hint: Option<String>,
+}
+
+/// Kinds of [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// The session is gone, or what the server did is unknown.
+    Connection,
+    /// Another leader has taken over.
+    Fenced,
+    /// The expression fails for one of the rows.
+    Row,
+    /// The relation cannot be read as configured: column gone, privilege, row-level security.
+    Relation,
+    /// Rolled back by the server for a reason that passes: try again.
+    Transient,
+    /// Needs a person: wrong password, pooler, schema missing.
+    Refused,
+}
+
+impl FailureKind {
+    /// The kind as a metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Fenced => "fenced",
+            Self::Row => "row",
+            Self::Relation => "relation",
+            Self::Transient => "transient",
+            Self::Refused => "refused",
+        }
+    }
+}

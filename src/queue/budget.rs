@@ -1,0 +1,196 @@
+//! The request budget of one API token, pure.
+//!
+//! The API counts requests over five minutes and blocks every call for the next five once the count
+//! is passed. A bucket that refills would let twice the limit through in one such window, so the
+//! times of the requests of the last window are kept: 1,200 of them at the default limit.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::change::{Mono, RateLimit};
+
+/// The window that the API counts over.
+/// Source: Cloudflare API, rate limits.
+pub const WINDOW: Duration = Duration::from_secs(300);
+
+/// Limits of a [`Budget`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Requests in a window; 0 means no limit of our own.
+    pub requests_per_window: u32,
+    /// Of these, kept back for people, probes and audits.
+    pub reserve_requests: u32,
+}
+
+/// Counts what was sent, and says when the next request may go.
+#[derive(Debug)]
+pub struct Budget {
+    settings: Settings,
+    sent: VecDeque<Mono>,
+    /// What the server said is left, until when; counted down by our own requests since.
+    server: Option<(u64, Mono)>,
+}
+
+impl Budget {
+    /// A budget of which nothing is used.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            sent: VecDeque::new(),
+            server: None,
+        }
+    }
+
+    /// Counts one request that goes out now.
+    pub fn spend(&mut self, now: Mono) {
+        self.forget_old(now);
+        if self.settings.requests_per_window > 0 {
+            self.sent.push_back(now);
+        }
+        if let Some((left, _)) = &mut self.server {
+            *left = left.saturating_sub(1);
+        }
+    }
+
+    /// Takes in what the server says is left. The smaller of its count and ours holds, because
+    /// others may use the same token.
+    pub fn observe(&mut self, now: Mono, limit: RateLimit) {
+        self.server = Some((limit.remaining, now + limit.reset));
+    }
+
+    /// Requests that may still go in this window, without the reserve.
+    pub fn left(&mut self, now: Mono) -> u64 {
+        self.forget_old(now);
+        let own = match self.settings.requests_per_window {
+            0 => u64::MAX,
+            limit => u64::from(limit.saturating_sub(self.settings.reserve_requests))
+                .saturating_sub(self.sent.len() as u64),
+        };
+        own.min(self.server.map_or(u64::MAX, |(left, _)| left))
+    }
+
+    /// When the next request may go, `now` at the earliest.
+    ///
+    /// While more than half is left a request goes at once. Below that the wait grows to a little
+    /// over the rate that the window sustains, so that batches fill up instead of the budget
+    /// running dry.
+    pub fn ready_at(&mut self, now: Mono) -> Mono {
+        let left = self.left(now);
+        if left == 0 {
+            let own = (self.settings.requests_per_window > 0)
+                .then(|| self.sent.front().map(|oldest| *oldest + WINDOW))
+                .flatten();
+            let server = self
+                .server
+                .filter(|(left, _)| *left == 0)
+                .map(|(_, until)| until);
+            return own.into_iter().chain(server).max().unwrap_or(now).max(now);
+        }
+        let limit = self.settings.requests_per_window;
+        if limit == 0 {
+            return now;
+        }
+        let half = f64::from(limit.saturating_sub(self.settings.reserve_requests)) / 2.0;
+        let scarcity = 1.0 - (left as f64 / half).min(1.0);
+        let spacing = WINDOW.mul_f64(1.1 * scarcity / f64::from(limit));
+        self.sent
+            .back()
+            .map_or(now, |last| (*last + spacing).max(now))
+    }
+
+    fn forget_old(&mut self, now: Mono) {
+        while self.sent.front().is_some_and(|at| now.since(*at) >= WINDOW) {
+            self.sent.pop_front();
+        }
+        if self.server.is_some_and(|(_, until)| until <= now) {
+            self.server = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: Settings = Settings {
+        requests_per_window: 1_200,
+        reserve_requests: 60,
+    };
+
+    fn at(ms: u64) -> Mono {
+        Mono::from_origin(Duration::from_millis(ms))
+    }
+
+    /// Sends whenever allowed; returns the moments.
+    fn run(budget: &mut Budget, until: Mono) -> Vec<Mono> {
+        let mut sent = Vec::new();
+        let mut now = at(0);
+        loop {
+            now = budget.ready_at(now);
+            if now >= until {
+                return sent;
+            }
+            assert!(budget.left(now) > 0, "allowed with nothing left");
+            budget.spend(now);
+            sent.push(now);
+        }
+    }
+
+    #[test]
+    fn no_window_ever_holds_more_than_the_limit() {
+        let sent = run(&mut Budget::new(SETTINGS), at(3_600_000));
+        for (index, start) in sent.iter().enumerate() {
+            let in_window = sent[index..]
+                .iter()
+                .take_while(|at| at.since(*start) < WINDOW)
+                .count();
+            assert!(
+                in_window <= 1_140,
+                "{in_window} requests within five minutes"
+            );
+        }
+        let per_second = sent.len() as f64 / 3_600.0;
+        assert!(
+            per_second > 3.6,
+            "only {per_second:.2} requests a second of 4 were used"
+        );
+    }
+
+    #[test]
+    fn plenty_left_means_no_wait() {
+        let mut budget = Budget::new(SETTINGS);
+        for _ in 0..570 {
+            assert_eq!(budget.ready_at(at(5)), at(5));
+            budget.spend(at(5));
+        }
+        budget.spend(at(5));
+        assert!(budget.ready_at(at(5)) > at(5));
+    }
+
+    #[test]
+    fn the_server_may_know_less_is_left() {
+        let mut budget = Budget::new(SETTINGS);
+        let limit = RateLimit {
+            remaining: 1,
+            reset: Duration::from_secs(30),
+        };
+        budget.observe(at(0), limit);
+        assert_eq!(budget.left(at(0)), 1);
+        budget.spend(at(0));
+        assert_eq!(budget.ready_at(at(1)), at(30_000));
+        assert_eq!(budget.left(at(30_000)), 1_139);
+    }
+
+    #[test]
+    fn no_limit_of_our_own() {
+        let mut budget = Budget::new(Settings {
+            requests_per_window: 0,
+            reserve_requests: 0,
+        });
+        for _ in 0..10_000 {
+            budget.spend(at(1));
+        }
+        assert_eq!(budget.ready_at(at(1)), at(1));
+        assert!(budget.sent.is_empty());
+    }
+}

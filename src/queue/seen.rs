@@ -1,0 +1,119 @@
+//! What was last proven to stand in KV, so that an equal document is not written (and billed) again.
+//! Pure, bounded.
+//!
+//! Forgetting is always safe: it costs one write. Remembering wrongly is not, so whoever doubts a
+//! write must [`Seen::forget`] it.
+
+use std::collections::HashMap;
+
+use crate::change::{ContentHash, Key, SyncId};
+
+/// What stands in KV under a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A pair with this content.
+    Present(ContentHash),
+    /// No pair.
+    Absent,
+}
+
+/// Two generations of memory: when the young one is full, the old one is dropped as a whole. Both
+/// the cost and the bound are simpler than those of a least-recently-used list.
+#[derive(Debug)]
+pub struct Seen {
+    max: usize,
+    young: HashMap<u128, Content>,
+    old: HashMap<u128, Content>,
+}
+
+impl Seen {
+    /// Remembers at least `max / 2` and at most `max` keys.
+    pub fn new(max: usize) -> Self {
+        Self {
+            max,
+            young: HashMap::new(),
+            old: HashMap::new(),
+        }
+    }
+
+    /// Whether `content` is what was last proven to stand there.
+    pub fn is(&self, sync: SyncId, key: &Key, content: Content) -> bool {
+        let id = id(sync, key);
+        self.young.get(&id).or_else(|| self.old.get(&id)) == Some(&content)
+    }
+
+    /// Notes a proven write.
+    pub fn note(&mut self, sync: SyncId, key: &Key, content: Content) {
+        if self.young.len() >= self.max / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(id(sync, key), content);
+    }
+
+    /// Drops what is known of a key.
+    pub fn forget(&mut self, sync: SyncId, key: &Key) {
+        let id = id(sync, key);
+        self.young.remove(&id);
+        self.old.remove(&id);
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+}
+
+/// 128 bits stand for the key: a collision would need both the key and the content to agree.
+fn id(sync: SyncId, key: &Key) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(&sync.0.to_le_bytes())
+        .update(key.as_str().as_bytes());
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    u128::from_le_bytes(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYNC: SyncId = SyncId(0);
+
+    #[test]
+    fn remembers_the_last_content_only() {
+        let mut seen = Seen::new(10);
+        let key = Key::new("[1]");
+        let one = Content::Present(ContentHash(1));
+        seen.note(SYNC, &key, one);
+        assert!(seen.is(SYNC, &key, one));
+        assert!(!seen.is(SyncId(1), &key, one));
+        seen.note(SYNC, &key, Content::Absent);
+        assert!(!seen.is(SYNC, &key, one));
+        assert!(seen.is(SYNC, &key, Content::Absent));
+        seen.forget(SYNC, &key);
+        assert!(!seen.is(SYNC, &key, Content::Absent));
+    }
+
+    #[test]
+    fn is_bounded_and_keeps_the_newest_half() {
+        let mut seen = Seen::new(100);
+        let key = |n: u32| Key::new(format!("[{n}]"));
+        for n in 0..1_000 {
+            seen.note(SYNC, &key(n), Content::Absent);
+            assert!(seen.young.len() + seen.old.len() <= 100);
+        }
+        assert!((950..1_000).all(|n| seen.is(SYNC, &key(n), Content::Absent)));
+    }
+
+    #[test]
+    fn an_old_generation_never_answers_for_a_newer_one() {
+        let mut seen = Seen::new(4);
+        let key = Key::new("[0]");
+        seen.note(SYNC, &key, Content::Present(ContentHash(1)));
+        seen.note(SYNC, &Key::new("[1]"), Content::Absent);
+        seen.note(SYNC, &key, Content::Present(ContentHash(2)));
+        assert!(!seen.is(SYNC, &key, Content::Present(ContentHash(1))));
+    }
+}

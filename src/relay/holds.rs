@@ -1,0 +1,187 @@
+//! Gates: a gate closes after a failure, lets one small probe through after a wait that grows, and
+//! opens with the first success. One gate for sending as a whole, one for each sync. Pure.
+
+use std::time::Duration;
+
+use crate::change::Mono;
+use crate::queue::backoff::{Backoff, Settings};
+
+/// Why nothing is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BlockReason {
+    /// The API answers with errors or not in time.
+    Failing,
+    /// No connection to the API can be made.
+    Unreachable,
+    /// 429.
+    Throttled,
+    /// 401 or 403.
+    Unauthorized,
+    /// The free plan's quota of the day is used up.
+    Quota,
+}
+
+impl BlockReason {
+    /// The reason as a metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Failing => "failing",
+            Self::Unreachable => "unreachable",
+            Self::Throttled => "throttled",
+            Self::Unauthorized => "unauthorized",
+            Self::Quota => "quota",
+        }
+    }
+
+    /// What a person can do.
+    pub const fn hint(self) -> &'static str {
+        match self {
+            Self::Failing => {
+                "nothing is lost and sending resumes by itself; see https://www.cloudflarestatus.com"
+            }
+            Self::Unreachable => {
+                "check DNS, egress rules and certificates between here and kv.api_base_url"
+            }
+            Self::Throttled => {
+                "the token is over its request limit; look for others that use it, or lower \
+                 kv.requests_per_5min"
+            }
+            Self::Unauthorized => {
+                "put a token with \"Workers KV Storage: Edit\" for this account into \
+                 kv.api_token_file; it is read again by itself"
+            }
+            Self::Quota => {
+                "the free plan's daily quota is used up; it starts anew at 00:00 UTC, or move the \
+                 account to a paid plan"
+            }
+        }
+    }
+}
+
+/// Why a sync is on hold while the others flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HoldReason {
+    /// Its table cannot be read as configured.
+    Relation,
+    /// Its namespace does not exist.
+    NamespaceGone,
+    /// KV answers in a way that the API does not document, or refuses every pair.
+    Unexpected,
+}
+
+impl HoldReason {
+    /// The reason as a metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Relation => "relation",
+            Self::NamespaceGone => "namespace_gone",
+            Self::Unexpected => "unexpected",
+        }
+    }
+
+    /// What a person can do.
+    pub const fn hint(self) -> &'static str {
+        match self {
+            Self::Relation => {
+                "compare the table with the configuration: `pg2kv check` names what is missing"
+            }
+            Self::NamespaceGone => {
+                "check kv.namespace_id; once the namespace is there again the sync resumes and \
+                 writes every key anew"
+            }
+            Self::Unexpected => "check kv.api_base_url and kv.account_id with `pg2kv check`",
+        }
+    }
+}
+
+/// Whether something may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// As much as there is.
+    Free,
+    /// One small try.
+    Probe,
+    /// Nothing before this moment.
+    Closed(Mono),
+}
+
+/// A gate with its reason.
+#[derive(Debug)]
+pub(super) struct Gate<R> {
+    closed: Option<Closed<R>>,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Closed<R> {
+    until: Mono,
+    reason: R,
+    detail: String,
+}
+
+impl<R: Copy + PartialEq> Gate<R> {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self {
+            closed: None,
+            backoff: Backoff::new(settings),
+        }
+    }
+
+    pub(super) fn pass(&self, now: Mono) -> Pass {
+        match &self.closed {
+            None => Pass::Free,
+            Some(closed) if closed.until <= now => Pass::Probe,
+            Some(closed) => Pass::Closed(closed.until),
+        }
+    }
+
+    /// Closes the gate; returns for how long, and whether that is news.
+    pub(super) fn close(
+        &mut self,
+        now: Mono,
+        reason: R,
+        detail: String,
+        at_least: Option<Duration>,
+        jitter: f64,
+    ) -> (Duration, bool) {
+        // Jitter comes on top of what the server asked for, so that not all come back at once.
+        let wait = at_least.unwrap_or_default() + self.backoff.next(jitter);
+        let news = self
+            .closed
+            .as_ref()
+            .is_none_or(|closed| closed.reason != reason);
+        let until = match &self.closed {
+            // Requests that were in flight together fail together: they count as one failure.
+            Some(closed) if closed.until > now && closed.reason == reason && at_least.is_none() => {
+                closed.until
+            }
+            _ => now + wait,
+        };
+        self.closed = Some(Closed {
+            until,
+            reason,
+            detail,
+        });
+        (until.since(now), news)
+    }
+
+    /// Opens the gate; returns the reason for which it was closed.
+    pub(super) fn open(&mut self) -> Option<R> {
+        self.backoff.reset();
+        self.closed.take().map(|closed| closed.reason)
+    }
+
+    /// Lets a probe through now.
+    pub(super) fn retry_now(&mut self, now: Mono) {
+        if let Some(closed) = &mut self.closed {
+            closed.until = now;
+        }
+    }
+
+    /// Why it is closed, and until when.
+    pub(super) fn closed(&self) -> Option<(R, &str, Mono)> {
+        self.closed
+            .as_ref()
+            .map(|closed| (closed.reason, closed.detail.as_str(), closed.until))
+    }
+}

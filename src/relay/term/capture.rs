@@ -1,0 +1,187 @@
+//! When the outbox is fetched, and when the relay may sleep until a writer rings. Pure.
+
+use std::time::Duration;
+
+use super::{Shared, Term};
+use crate::change::{Changed, Mono};
+use crate::ledger::{Failure, FetchMode, Fetched};
+use crate::queue::Offered;
+use crate::relay::backfills;
+use crate::relay::{Effect, Notice, WakeCause};
+
+/// First wait for writers that may not ring; doubles to [`WRITERS_WAIT_MAX`].
+const WRITERS_WAIT: Duration = Duration::from_millis(5);
+const WRITERS_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// What is known of the outbox reader.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    out: bool,
+    rung: bool,
+    next: NextFetch,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum NextFetch {
+    Awake {
+        at: Mono,
+        cause: WakeCause,
+    },
+    /// `wait` is the time until the look after this one.
+    FallingAsleep {
+        at: Mono,
+        wait: Duration,
+    },
+    Asleep {
+        poll_at: Mono,
+    },
+}
+
+impl Fetch {
+    pub(super) fn new(now: Mono) -> Self {
+        Self {
+            out: false,
+            rung: false,
+            next: NextFetch::Awake {
+                at: now,
+                cause: WakeCause::Poll,
+            },
+        }
+    }
+
+    /// When to fetch next; `None` while a fetch is out.
+    pub(super) fn wake_at(&self) -> Option<Mono> {
+        let at = match self.next {
+            NextFetch::Awake { at, .. } | NextFetch::FallingAsleep { at, .. } => at,
+            NextFetch::Asleep { poll_at } => poll_at,
+        };
+        (!self.out).then_some(at)
+    }
+
+    pub(super) fn ring(&mut self) {
+        self.rung = true;
+    }
+}
+
+impl Term {
+    pub(super) fn drive_fetch(&mut self, shared: &mut Shared<'_>, now: Mono) {
+        if self.fetch.out || self.queue.room() == 0 {
+            return;
+        }
+        let (mode, cause) = match self.fetch.next {
+            _ if self.fetch.rung => (FetchMode::Awake, WakeCause::Notify),
+            NextFetch::Awake { at, cause } if at <= now => (FetchMode::Awake, cause),
+            NextFetch::FallingAsleep { at, .. } if at <= now => {
+                (FetchMode::FallingAsleep, WakeCause::Writers)
+            }
+            NextFetch::Asleep { poll_at } if poll_at <= now => {
+                self.fetch.next = NextFetch::FallingAsleep {
+                    at: now,
+                    wait: WRITERS_WAIT,
+                };
+                (FetchMode::FallingAsleep, WakeCause::Poll)
+            }
+            _ => return,
+        };
+        if self.fetch.rung {
+            self.fetch.rung = false;
+            self.fetch.next = NextFetch::Awake { at: now, cause };
+        }
+        self.fetch.out = true;
+        shared.tell(Notice::Woken(cause));
+        let limit = self.queue.room().min(shared.settings.fetch_max);
+        shared.emit(Effect::Fetch { mode, limit });
+    }
+
+    pub(super) fn fetched(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        result: Result<Fetched, Failure>,
+    ) -> Result<(), Failure> {
+        self.fetch.out = false;
+        let fetched = match result {
+            Ok(fetched) => fetched,
+            Err(failure) => {
+                let wait = self.passing(shared, failure)?;
+                self.fetch.next = NextFetch::Awake {
+                    at: now + wait,
+                    cause: WakeCause::Poll,
+                };
+                return Ok(());
+            }
+        };
+        let (changes, mut coalesced) = (fetched.changes.len(), 0);
+        for change in fetched.changes {
+            match change.what {
+                Changed::Key(key) => {
+                    let at = now.before(change.age);
+                    let offered = self.queue.offer(now, change.sync, key, change.id, at);
+                    coalesced += usize::from(offered == Offered::Coalesced);
+                }
+                Changed::Everything => {
+                    backfills::of(&mut self.walks, change.sync).want("resync", vec![change.id]);
+                }
+            }
+        }
+        let redundant = self.queue.take_redundant();
+        self.settle.add_redundant(redundant);
+        if changes > 0 || fetched.ignored > 0 {
+            shared.tell(Notice::Fetched {
+                changes,
+                coalesced,
+                ignored: fetched.ignored,
+            });
+        }
+        self.fetch.next = self.after_fetch(shared, now, fetched.more, changes > 0, fetched.writers);
+        Ok(())
+    }
+
+    /// Awake while changes come; asleep only once a fetch after setting the bell found nothing and
+    /// no writer is open that may have read the bell before.
+    fn after_fetch(
+        &self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        more: bool,
+        found: bool,
+        writers: bool,
+    ) -> NextFetch {
+        let settings = shared.settings;
+        if more {
+            return NextFetch::Awake {
+                at: now,
+                cause: WakeCause::Linger,
+            };
+        }
+        if found {
+            return NextFetch::Awake {
+                at: now + settings.linger,
+                cause: WakeCause::Linger,
+            };
+        }
+        let asleep = |shared: &mut Shared<'_>| {
+            let poll = shared
+                .settings
+                .poll_interval
+                .mul_f64(0.75 + shared.jitter() / 2.0);
+            NextFetch::Asleep {
+                poll_at: now + poll,
+            }
+        };
+        if !settings.doorbell {
+            return asleep(shared);
+        }
+        match self.fetch.next {
+            NextFetch::FallingAsleep { wait, .. } if writers => NextFetch::FallingAsleep {
+                at: now + wait,
+                wait: (wait * 2).min(WRITERS_WAIT_MAX),
+            },
+            NextFetch::FallingAsleep { .. } => asleep(shared),
+            NextFetch::Awake { .. } | NextFetch::Asleep { .. } => NextFetch::FallingAsleep {
+                at: now,
+                wait: WRITERS_WAIT,
+            },
+        }
+    }
+}

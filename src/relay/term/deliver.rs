@@ -1,0 +1,405 @@
+//! From documents to proof: cuts requests, and does with each answer what the policy says. Pure.
+
+use std::time::Duration;
+
+use super::prepare::Item;
+use super::settle::Fate;
+use super::{Shared, Term};
+use crate::change::{
+    Answer, Batch, Document, KvName, Mono, Poison, PoisonReason, Rendered, SyncId,
+};
+use crate::queue::seen::Content;
+use crate::queue::{Slot, Verdict};
+use crate::relay::holds::{BlockReason, HoldReason, Pass};
+use crate::relay::policy::{self, ForKeys, ForSending, ForSync};
+use crate::relay::{Effect, Notice, RequestId, backfills};
+
+/// Fewest pairs that a batch shrinks to.
+const PAIRS_MIN: usize = 50;
+/// Single pairs of one sync refused in a row before the cause is sought elsewhere than in them.
+const REJECTED_IN_A_ROW_MAX: u32 = 20;
+
+/// A request on its way.
+#[derive(Debug)]
+pub(super) struct Sent {
+    sync: SyncId,
+    slots: Vec<Slot>,
+    at: Mono,
+}
+
+/// What goes into a body.
+enum Sendable {
+    Put(Document),
+    Delete(KvName),
+}
+
+impl Term {
+    pub(super) fn rendered(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        items: Vec<Item>,
+        rendered: Vec<Rendered>,
+    ) {
+        let mut unchanged = 0;
+        let mut puts: Vec<(Slot, Document)> = Vec::new();
+        let mut deletes: Vec<(Slot, KvName)> = Vec::new();
+        let mut rendered = rendered.into_iter();
+        for item in items {
+            let slot = item.slot;
+            let (content, names_it) = match rendered.next() {
+                // The byte limit was reached before this key.
+                None => {
+                    self.again(shared, now, slot, now);
+                    continue;
+                }
+                Some(Rendered::Poison(poison)) => {
+                    self.bury(shared, now, sync, slot, poison);
+                    continue;
+                }
+                Some(Rendered::Put(document)) => {
+                    let content = Content::Present(document.hash);
+                    (content, Sendable::Put(document))
+                }
+                Some(Rendered::Delete(name)) => (Content::Absent, Sendable::Delete(name)),
+            };
+            let listed = item.listed.map(Content::Present);
+            let known = match listed {
+                Some(listed) => listed == content,
+                None => self
+                    .queue
+                    .key(slot)
+                    .is_some_and(|key| self.seen.is(sync, key, content)),
+            };
+            if known && !self.queue.is_in_doubt(slot) {
+                unchanged += 1;
+                self.resolve(shared, now, slot, Verdict::Unchanged);
+                continue;
+            }
+            match names_it {
+                Sendable::Put(document) => puts.push((slot, document)),
+                Sendable::Delete(name) => deletes.push((slot, name)),
+            }
+        }
+        if unchanged > 0 {
+            shared.tell(Notice::Unchanged {
+                sync,
+                keys: unchanged,
+            });
+        }
+        let max_bytes = shared.settings.body_max_bytes;
+        let mut bytes = 0;
+        let mut part: (Vec<Slot>, Vec<Document>) = Default::default();
+        for (slot, document) in puts {
+            let weight = document.weight();
+            if !part.0.is_empty() && bytes + weight > max_bytes {
+                let (slots, documents) = std::mem::take(&mut part);
+                self.send(shared, now, sync, slots, Batch::Put(documents));
+                bytes = 0;
+            }
+            bytes += weight;
+            part.0.push(slot);
+            part.1.push(document);
+        }
+        self.send(shared, now, sync, part.0, Batch::Put(part.1));
+        let (slots, names) = deletes.into_iter().unzip();
+        self.send(shared, now, sync, slots, Batch::Delete(names));
+    }
+
+    /// Sends, unless sending was blocked meanwhile: then the documents would grow old, so the keys
+    /// are read anew later.
+    pub(super) fn send(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        slots: Vec<Slot>,
+        batch: Batch,
+    ) {
+        if batch.is_empty() {
+            return;
+        }
+        if let Pass::Closed(until) = self.sending.pass(now) {
+            for slot in slots {
+                self.again(shared, now, slot, until);
+            }
+            return;
+        }
+        let request = RequestId(self.next_id());
+        self.requests.insert(
+            request,
+            Sent {
+                sync,
+                slots,
+                at: now,
+            },
+        );
+        self.syncs[usize::from(sync.0)].busy += 1;
+        shared.budget.spend(now);
+        let trusted_until = self.lease.trusted_until;
+        shared.emit(Effect::Write {
+            request,
+            sync,
+            batch,
+            trusted_until,
+        });
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        request: RequestId,
+        batch: Batch,
+        answer: Answer,
+        until_midnight: Duration,
+    ) {
+        let Some(Sent { sync, slots, at }) = self.requests.remove(&request) else {
+            return;
+        };
+        self.syncs[usize::from(sync.0)].busy -= 1;
+        let policy = policy::of(&answer.outcome);
+        if let Some(limit) = answer.limit {
+            shared.budget.observe(now, limit);
+        }
+        let detail = answer.detail.clone();
+        shared.tell(Notice::Answered {
+            sync,
+            pairs: slots.len(),
+            took: now.since(at),
+            answer,
+        });
+        self.sending_after(shared, now, policy.sending, detail.clone(), until_midnight);
+        let hold_until = match policy.sync {
+            ForSync::Healthy => {
+                self.proven(shared, sync);
+                now
+            }
+            ForSync::Unchanged => now,
+            ForSync::Hold(reason) => self.hold(shared, now, sync, reason, detail.clone(), None),
+        };
+        match policy.keys {
+            ForKeys::Written { doubted } => {
+                self.written(shared, now, sync, slots, batch, at, &doubted);
+            }
+            ForKeys::Doubt => {
+                for slot in slots {
+                    self.doubt(shared, now, sync, slot);
+                }
+            }
+            ForKeys::Again => {
+                let at = match self.sending.pass(now) {
+                    Pass::Closed(until) => until.max(hold_until),
+                    Pass::Free | Pass::Probe => hold_until,
+                };
+                for slot in slots {
+                    self.again(shared, now, slot, at);
+                }
+            }
+            ForKeys::Halve => self.halve(shared, now, sync, slots, batch, detail),
+        }
+    }
+
+    pub(super) fn written(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        slots: Vec<Slot>,
+        batch: Batch,
+        sent_at: Mono,
+        doubted: &[usize],
+    ) {
+        let contents: Vec<Content> = match &batch {
+            Batch::Put(documents) => documents.iter().map(|d| Content::Present(d.hash)).collect(),
+            Batch::Delete(names) => names.iter().map(|_| Content::Absent).collect(),
+        };
+        let mut waited = Vec::new();
+        let mut count = 0;
+        let mut doubted: Vec<usize> = doubted.to_vec();
+        doubted.sort_unstable();
+        for (position, (slot, content)) in slots.into_iter().zip(contents).enumerate() {
+            if doubted.binary_search(&position).is_ok() {
+                self.doubt(shared, now, sync, slot);
+                continue;
+            }
+            count += 1;
+            if let Some(key) = self.queue.key(slot).cloned() {
+                if self.queue.is_in_doubt(slot) {
+                    self.seen.forget(sync, &key);
+                } else {
+                    self.seen.note(sync, &key, content);
+                }
+                if self.syncs[usize::from(sync.0)].may_have_dead_letters {
+                    self.settle.decide(sync, key, Fate::Cleared);
+                }
+            }
+            waited.extend(self.resolve(shared, now, slot, Verdict::Written { sent_at }));
+        }
+        let (puts, deletes) = match batch {
+            Batch::Put(_) => (count, 0),
+            Batch::Delete(_) => (0, count),
+        };
+        shared.tell(Notice::Written {
+            sync,
+            puts,
+            deletes,
+            waited,
+        });
+    }
+
+    /// Halves a refused batch and sends both halves; a single pair goes to the dead letters.
+    pub(super) fn halve(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        mut slots: Vec<Slot>,
+        mut batch: Batch,
+        detail: String,
+    ) {
+        if slots.len() > 1 {
+            let middle = slots.len() / 2;
+            let right_slots = slots.split_off(middle);
+            let right = match &mut batch {
+                Batch::Put(documents) => Batch::Put(documents.split_off(middle)),
+                Batch::Delete(names) => Batch::Delete(names.split_off(middle)),
+            };
+            self.send(shared, now, sync, slots, batch);
+            self.send(shared, now, sync, right_slots, right);
+            return;
+        }
+        let state = &mut self.syncs[usize::from(sync.0)];
+        state.rejected_in_a_row += 1;
+        if state.rejected_in_a_row > REJECTED_IN_A_ROW_MAX {
+            let detail = format!("KV refuses every pair of this sync: {detail}");
+            let at = self.hold(shared, now, sync, HoldReason::Unexpected, detail, None);
+            for slot in slots {
+                self.again(shared, now, slot, at);
+            }
+            return;
+        }
+        for slot in slots {
+            self.bury(
+                shared,
+                now,
+                sync,
+                slot,
+                Poison::new(PoisonReason::Rejected, detail.clone()),
+            );
+        }
+    }
+
+    pub(super) fn sending_after(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sending: ForSending,
+        detail: String,
+        until_midnight: Duration,
+    ) {
+        let (reason, at_least) = match sending {
+            ForSending::Healthy => {
+                self.sending.open();
+                let grown = self.pairs + (self.pairs / 4).max(1);
+                self.pairs = grown.min(shared.settings.pairs_max);
+                return;
+            }
+            ForSending::Unchanged => return,
+            ForSending::Block {
+                reason,
+                at_least,
+                smaller,
+            } => {
+                if smaller {
+                    self.pairs = (self.pairs / 2).max(PAIRS_MIN.min(shared.settings.pairs_max));
+                }
+                (reason, at_least)
+            }
+            ForSending::BlockUntilMidnight => (BlockReason::Quota, Some(until_midnight)),
+        };
+        let jitter = shared.jitter();
+        let (pause, news) = self
+            .sending
+            .close(now, reason, detail.clone(), at_least, jitter);
+        if reason == BlockReason::Unauthorized {
+            shared.emit(Effect::ReloadToken);
+        }
+        if news {
+            shared.tell(Notice::Blocked {
+                reason,
+                pause,
+                detail,
+            });
+        }
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        reason: HoldReason,
+        detail: String,
+        hint: Option<String>,
+    ) -> Mono {
+        let jitter = shared.jitter();
+        let gate = &mut self.syncs[usize::from(sync.0)].gate;
+        let (pause, news) = gate.close(now, reason, detail.clone(), None, jitter);
+        if news {
+            let hint = hint.unwrap_or_else(|| reason.hint().to_owned());
+            shared.tell(Notice::Held {
+                sync,
+                reason,
+                detail,
+                hint,
+            });
+        }
+        now + pause
+    }
+
+    /// A write of the sync is proven.
+    pub(super) fn proven(&mut self, shared: &mut Shared<'_>, sync: SyncId) {
+        let state = &mut self.syncs[usize::from(sync.0)];
+        state.rejected_in_a_row = 0;
+        if state
+            .gate
+            .closed()
+            .is_some_and(|(why, ..)| why == HoldReason::NamespaceGone)
+        {
+            // Whatever stood in the namespace may be gone with it.
+            backfills::of(&mut self.walks, sync).want("namespace came back", Vec::new());
+            self.seen.clear();
+        }
+        if self.syncs[usize::from(sync.0)].gate.closed().is_some() {
+            self.resume(shared, sync);
+        }
+    }
+
+    pub(super) fn resume(&mut self, shared: &mut Shared<'_>, sync: SyncId) {
+        self.syncs[usize::from(sync.0)].gate.open();
+        shared.tell(Notice::Resumed { sync });
+    }
+
+    /// A page of names could not be listed; returns when to try again.
+    pub(super) fn list_failed(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        answer: &Answer,
+    ) -> Mono {
+        let policy = policy::of(&answer.outcome);
+        let detail = answer.detail.clone();
+        self.sending_after(shared, now, policy.sending, detail.clone(), Duration::ZERO);
+        let held = match policy.sync {
+            ForSync::Hold(reason) => self.hold(shared, now, sync, reason, detail, None),
+            ForSync::Healthy | ForSync::Unchanged => now + shared.settings.backoff.initial,
+        };
+        match self.sending.pass(now) {
+            Pass::Closed(until) => until.max(held),
+            Pass::Free | Pass::Probe => held,
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! One leadership: from the election until the session with Postgres is lost or drained. Pure.
+//!
+//! Owns everything that is forgotten when the term ends. `handle` takes an event in, `drive` starts
+//! whatever may start now; both are called for each event, so `drive` must find nothing to do twice.
+
+mod capture;
+mod deliver;
+mod prepare;
+mod settle;
+mod walk;
+
+use std::collections::{HashMap, VecDeque};
+
+use self::capture::Fetch;
+use self::deliver::Sent;
+use self::prepare::{Item, Preparing};
+use self::settle::Settlement;
+use super::backfills::{self, Walk};
+use super::holds::{BlockReason, Gate, HoldReason};
+use super::{
+    BatchId, Effect, Event, Notice, Output, Recovered, RequestId, Settings, Status, StatusBlock,
+    StatusSync,
+};
+use crate::change::{ClaimId, Epoch, Mono, SyncId};
+use crate::ledger::{Failure, FailureKind};
+use crate::queue::Queue;
+use crate::queue::budget::Budget;
+use crate::queue::seen::Seen;
+
+/// Part of the lease ttl that is not trusted: what a send may take to leave the process.
+const TRUST_MARGIN: f64 = 0.2;
+
+/// What a term borrows from the relay.
+pub(super) struct Shared<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) budget: &'a mut Budget,
+    pub(super) rng: &'a mut fastrand::Rng,
+    pub(super) out: &'a mut Output,
+}
+
+impl Shared<'_> {
+    fn emit(&mut self, effect: Effect) {
+        self.out.effects.push(effect);
+    }
+
+    fn tell(&mut self, notice: Notice) {
+        self.out.notices.push(notice);
+    }
+
+    fn jitter(&mut self) -> f64 {
+        self.rng.f64()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Term {
+    epoch: Epoch,
+    queue: Queue,
+    seen: Seen,
+    lease: Lease,
+    fetch: Fetch,
+    batches: HashMap<BatchId, Preparing>,
+    requests: HashMap<RequestId, Sent>,
+    /// Batches whose read must be tried in halves; their keys are claimed.
+    halves: VecDeque<(SyncId, Vec<Item>)>,
+    /// Open keys of each claim.
+    claims: HashMap<ClaimId, usize>,
+    settle: Settlement,
+    sending: Gate<BlockReason>,
+    syncs: Vec<Sync>,
+    walks: Vec<Walk>,
+    pairs: usize,
+    next_id: u64,
+    draining: Option<Mono>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    trusted_until: Mono,
+    heartbeat_at: Mono,
+    beating: bool,
+}
+
+#[derive(Debug)]
+struct Sync {
+    gate: Gate<HoldReason>,
+    rejected_in_a_row: u32,
+    /// Dead letters of this sync may stand in the ledger, so a proven write clears its key's.
+    may_have_dead_letters: bool,
+    /// Batches and requests under way.
+    busy: usize,
+}
+
+impl Term {
+    pub(super) fn new(
+        settings: &Settings,
+        now: Mono,
+        epoch: Epoch,
+        began: Mono,
+        recovered: Recovered,
+        out: &mut Output,
+    ) -> Self {
+        let count = settings.syncs.len();
+        let mut term = Self {
+            epoch,
+            queue: Queue::new(settings.queue, count),
+            seen: Seen::new(settings.seen_max),
+            lease: Lease {
+                trusted_until: trusted_until(settings, began),
+                heartbeat_at: began + settings.lease_ttl / 3,
+                beating: false,
+            },
+            fetch: Fetch::new(now),
+            batches: HashMap::new(),
+            requests: HashMap::new(),
+            halves: VecDeque::new(),
+            claims: HashMap::new(),
+            settle: Settlement::default(),
+            sending: Gate::new(settings.backoff),
+            syncs: (0..count)
+                .map(|_| Sync {
+                    gate: Gate::new(settings.backoff),
+                    rejected_in_a_row: 0,
+                    may_have_dead_letters: false,
+                    busy: 0,
+                })
+                .collect(),
+            walks: backfills::walks(count),
+            pairs: settings.pairs_max,
+            next_id: 0,
+            draining: None,
+        };
+        term.recover(settings, now, recovered, out);
+        term
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
+    /// Starts nothing new from now on.
+    pub(super) fn drain(&mut self, until: Mono) {
+        self.draining.get_or_insert(until);
+    }
+
+    /// Every claim found is in doubt: its writer may have died at any point, and what it sent may
+    /// land late.
+    fn recover(&mut self, settings: &Settings, now: Mono, recovered: Recovered, out: &mut Output) {
+        let doubt_until = now + settings.late_write_window;
+        for (claim, sync, keys) in recovered.claims {
+            self.claims.insert(claim, keys.len());
+            let empty = keys.is_empty();
+            for key in keys {
+                if let Some(older) = self.queue.recover(now, sync, key, claim, doubt_until) {
+                    self.release(older);
+                }
+            }
+            if empty {
+                self.claims.remove(&claim);
+                self.settle.end_claim(claim);
+            }
+        }
+        for (sync, count) in recovered.dead {
+            self.syncs[usize::from(sync.0)].may_have_dead_letters = count > 0;
+        }
+        for sync in recovered.new_syncs {
+            backfills::of(&mut self.walks, sync).want("new sync", Vec::new());
+        }
+        for backfill in recovered.backfills {
+            out.notices.push(Notice::BackfillStarted {
+                sync: backfill.sync,
+                reason: format!("{} (resumed)", backfill.reason),
+            });
+            backfills::of(&mut self.walks, backfill.sync).resume(backfill);
+        }
+    }
+
+    /// Takes in one event.
+    ///
+    /// # Errors
+    /// The failure that ends this term.
+    pub(super) fn handle(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        event: Event,
+    ) -> Result<(), Failure> {
+        match event {
+            Event::Tick | Event::Campaigned(_) | Event::Shutdown | Event::Released => Ok(()),
+            Event::SessionLost(failure) => Err(failure),
+            Event::Heartbeat(result) => {
+                self.lease.beating = false;
+                let began = result?;
+                self.lease.trusted_until = self
+                    .lease
+                    .trusted_until
+                    .max(trusted_until(shared.settings, began));
+                Ok(())
+            }
+            Event::Rung => {
+                self.fetch.ring();
+                Ok(())
+            }
+            Event::Fetched(result) => self.fetched(shared, now, result),
+            Event::Prepared { batch, claim, read } => {
+                self.prepared(shared, now, batch, claim, read)
+            }
+            Event::Answered {
+                request,
+                batch,
+                answer,
+                until_midnight,
+            } => {
+                self.answered(shared, now, request, batch, answer, until_midnight);
+                Ok(())
+            }
+            Event::Settled(result) => self.settled(shared, now, result),
+            Event::Compacted(result) => self.compacted(shared, result),
+            Event::BackfillStarted { sync, result } => {
+                self.backfill_started(shared, now, sync, result)
+            }
+            Event::Walked { sync, result } => self.walked(shared, now, sync, result),
+            Event::Swept { sync, result } => self.swept(shared, now, sync, result),
+            Event::Advanced { sync, result } => self.advanced(shared, now, sync, result),
+            Event::TokenChanged => {
+                if self
+                    .sending
+                    .closed()
+                    .is_some_and(|(why, ..)| why == BlockReason::Unauthorized)
+                {
+                    self.sending.retry_now(now);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts whatever may start now. `Ok(true)` once a drain is over.
+    ///
+    /// # Errors
+    /// The failure that ends this term.
+    pub(super) fn drive(&mut self, shared: &mut Shared<'_>, now: Mono) -> Result<bool, Failure> {
+        if now >= self.lease.trusted_until {
+            return Err(Failure {
+                kind: FailureKind::Fenced,
+                detail: "the lease could not be renewed in time".to_owned(),
+                hint: None,
+            });
+        }
+        if !self.lease.beating && self.lease.heartbeat_at <= now {
+            self.lease.beating = true;
+            self.lease.heartbeat_at = now + shared.settings.lease_ttl / 3;
+            shared.emit(Effect::Heartbeat(self.epoch));
+        }
+        self.queue.cool(now);
+        self.drive_settle(shared, now);
+        if let Some(until) = self.draining {
+            let idle = self.batches.is_empty() && self.requests.is_empty() && self.settle.is_idle();
+            return Ok(idle || until <= now);
+        }
+        self.drive_fetch(shared, now);
+        self.drive_batches(shared, now);
+        self.drive_backfills(shared, now);
+        Ok(false)
+    }
+
+    /// When [`Term::drive`] may find something to do that no event announces.
+    pub(super) fn wake_at(
+        &self,
+        settings: &Settings,
+        budget: &mut Budget,
+        now: Mono,
+    ) -> Option<Mono> {
+        let mut wake = vec![self.lease.trusted_until];
+        if !self.lease.beating {
+            wake.push(self.lease.heartbeat_at);
+        }
+        wake.extend(self.settle.wake_at());
+        if let Some(until) = self.draining {
+            wake.push(until);
+            return wake.into_iter().min();
+        }
+        if self.queue.room() > 0 {
+            wake.extend(self.fetch.wake_at());
+        } else {
+            wake.extend(self.queue.next_cool());
+        }
+        if self.flights() < settings.in_flight_max
+            && let Some(at) = self.next_batch_at(settings, budget, now)
+        {
+            wake.push(at);
+        }
+        wake.into_iter().min()
+    }
+
+    pub(super) fn fill_status(&self, now: Mono, status: &mut Status) {
+        status.epoch = Some(self.epoch);
+        status.queue_keys = self.queue.len();
+        status.in_flight_keys = self.queue.in_flight();
+        status.doubt_keys = self.queue.in_doubt();
+        status.claims = self.claims.len();
+        status.oldest_change_age = self.queue.oldest_change().map(|at| now.since(at));
+        status.batch_pairs = self.pairs;
+        status.blocked = self
+            .sending
+            .closed()
+            .map(|(reason, detail, until)| StatusBlock {
+                reason,
+                detail: detail.to_owned(),
+                retry_in: until.since(now),
+            });
+        status.syncs = self
+            .syncs
+            .iter()
+            .zip(&self.walks)
+            .enumerate()
+            .map(|(index, (sync, walk))| StatusSync {
+                waiting_keys: self.queue.waiting(sync_id(index)),
+                hold: sync.gate.closed().map(|(reason, detail, _)| {
+                    (reason, detail.to_owned(), reason.hint().to_owned())
+                }),
+                backfill: walk.current().cloned(),
+            })
+            .collect();
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+fn trusted_until(settings: &Settings, began: Mono) -> Mono {
+    began + settings.lease_ttl.mul_f64(1.0 - TRUST_MARGIN)
+}
+
+fn sync_id(index: usize) -> SyncId {
+    // The configuration allows far fewer syncs than u16::MAX.
+    SyncId(u16::try_from(index).unwrap_or(u16::MAX))
+}

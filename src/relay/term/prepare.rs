@@ -1,0 +1,317 @@
+//! From due keys to documents: takes a batch, has it claimed and read, and takes a failed read
+//! apart. Pure.
+
+use std::time::Duration;
+
+use super::{Shared, Term, sync_id};
+use crate::change::{ClaimId, ContentHash, Mono, OutboxId, Poison, PoisonReason, Rendered, SyncId};
+use crate::ledger::{BackfillStep, ClaimRequest, Failure, FailureKind};
+use crate::queue::Slot;
+use crate::queue::budget::Budget;
+use crate::relay::holds::Pass;
+use crate::relay::{BatchId, Effect, HoldReason, Notice, Settings, backfills, ends_term};
+
+/// Keys of a probe: enough to see whether it works, few enough to lose.
+const PROBE_PAIRS: usize = 100;
+
+/// A key of a batch.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) slot: Slot,
+    pub(super) ids: Vec<OutboxId>,
+    /// Hash that KV's metadata carries, where a sweep saw it.
+    pub(super) listed: Option<ContentHash>,
+}
+
+/// A batch that is being claimed and read.
+#[derive(Debug)]
+pub(super) struct Preparing {
+    sync: SyncId,
+    items: Vec<Item>,
+    claims: bool,
+    step: Option<BackfillStep>,
+}
+
+impl Term {
+    pub(super) fn flights(&self) -> usize {
+        self.batches.len() + self.requests.len()
+    }
+
+    /// Whether a batch may start, and how large. `None`: not now.
+    pub(super) fn allowance(&self, shared: &mut Shared<'_>, now: Mono) -> Option<usize> {
+        if self.flights() >= shared.settings.in_flight_max {
+            return None;
+        }
+        let pairs = match self.sending.pass(now) {
+            Pass::Free => self.pairs,
+            Pass::Probe if self.flights() == 0 => self.pairs.min(PROBE_PAIRS),
+            Pass::Probe | Pass::Closed(_) => return None,
+        };
+        // Batches that are being prepared will spend too.
+        let left = shared.budget.left(now) > self.batches.len() as u64;
+        (left && shared.budget.ready_at(now) <= now).then_some(pairs)
+    }
+
+    pub(super) fn sync_allowance(&self, sync: SyncId, now: Mono, pairs: usize) -> Option<usize> {
+        let state = &self.syncs[usize::from(sync.0)];
+        match state.gate.pass(now) {
+            Pass::Free => Some(pairs),
+            Pass::Probe if state.busy == 0 => Some(pairs.min(PROBE_PAIRS)),
+            Pass::Probe | Pass::Closed(_) => None,
+        }
+    }
+
+    pub(super) fn next_batch_at(
+        &self,
+        settings: &Settings,
+        budget: &mut Budget,
+        now: Mono,
+    ) -> Option<Mono> {
+        if budget.left(now) <= self.batches.len() as u64 && !self.batches.is_empty() {
+            // What is left goes to the batches under way; their answers come first.
+            return None;
+        }
+        let gate = match self.sending.pass(now) {
+            Pass::Free => now,
+            Pass::Probe if self.flights() == 0 => now,
+            Pass::Probe => return None,
+            Pass::Closed(until) => until,
+        };
+        let work = (0..self.syncs.len())
+            .filter_map(|index| {
+                let sync = sync_id(index);
+                let walk = &self.walks[index];
+                let room = walk.wants_start() || self.queue.room() >= settings.backfill_chunk;
+                let walk = (walk.has_work() && room).then(|| walk.not_before());
+                let halves = self.halves.iter().any(|(of, _)| *of == sync).then_some(now);
+                let due = self
+                    .queue
+                    .due_at(sync)
+                    .into_iter()
+                    .chain(walk)
+                    .chain(halves)
+                    .min()?;
+                match self.syncs[index].gate.pass(now) {
+                    Pass::Free => Some(due),
+                    Pass::Probe => (self.syncs[index].busy == 0).then_some(due),
+                    Pass::Closed(until) => Some(due.max(until)),
+                }
+            })
+            .min()?;
+        Some(work.max(gate).max(budget.ready_at(now)))
+    }
+
+    pub(super) fn drive_batches(&mut self, shared: &mut Shared<'_>, now: Mono) {
+        while let Some(pairs) = self.allowance(shared, now) {
+            if let Some((sync, items)) = self.halves.pop_front() {
+                self.prepare(shared, sync, items, None);
+                continue;
+            }
+            let next = (0..self.syncs.len())
+                .map(sync_id)
+                .filter_map(|sync| {
+                    let at = self.queue.due_at(sync).filter(|at| *at <= now)?;
+                    Some((at, sync, self.sync_allowance(sync, now, pairs)?))
+                })
+                .min();
+            let Some((_, sync, pairs)) = next else { return };
+            let items: Vec<Item> = self
+                .queue
+                .take(now, sync, pairs)
+                .into_iter()
+                .map(|taken| Item {
+                    slot: taken.slot,
+                    ids: taken.ids,
+                    listed: None,
+                })
+                .collect();
+            self.prepare(shared, sync, items, None);
+        }
+    }
+
+    pub(super) fn prepare(
+        &mut self,
+        shared: &mut Shared<'_>,
+        sync: SyncId,
+        items: Vec<Item>,
+        step: Option<BackfillStep>,
+    ) {
+        let backfill = step.is_some();
+        let keys = items
+            .iter()
+            .filter_map(|item| self.queue.key(item.slot).cloned())
+            .collect();
+        let claim: Vec<usize> = items
+            .iter()
+            .enumerate()
+            .filter(|(_, item)| backfill || !item.ids.is_empty())
+            .map(|(index, _)| index)
+            .collect();
+        let ids = items
+            .iter()
+            .flat_map(|item| item.ids.iter().copied())
+            .collect();
+        let batch = BatchId(self.next_id());
+        let request = ClaimRequest {
+            sync,
+            keys,
+            claim,
+            ids,
+            backfill: step.clone(),
+            max_bytes: shared.settings.body_max_bytes,
+        };
+        let claims = !request.claim.is_empty();
+        self.syncs[usize::from(sync.0)].busy += 1;
+        self.batches.insert(
+            batch,
+            Preparing {
+                sync,
+                items,
+                claims,
+                step,
+            },
+        );
+        shared.emit(Effect::Prepare { batch, request });
+    }
+
+    pub(super) fn prepared(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        batch: BatchId,
+        claim: Option<ClaimId>,
+        read: Result<Vec<Rendered>, Failure>,
+    ) -> Result<(), Failure> {
+        let Some(Preparing {
+            sync,
+            items,
+            claims,
+            step,
+        }) = self.batches.remove(&batch)
+        else {
+            return Ok(());
+        };
+        self.syncs[usize::from(sync.0)].busy -= 1;
+        if let Some(claim) = claim {
+            let held: Vec<Slot> = items
+                .iter()
+                .filter(|item| step.is_some() || !item.ids.is_empty())
+                .map(|item| item.slot)
+                .collect();
+            self.claims.insert(claim, held.len());
+            for slot in held {
+                if let Some(older) = self.queue.claimed(slot, claim) {
+                    self.release(older);
+                }
+            }
+            if let Some(step) = step {
+                self.step_done(shared, sync, step);
+            }
+        } else if claims {
+            return self.not_claimed(shared, now, sync, items, step.is_some(), read);
+        }
+        match read {
+            Ok(rendered) => {
+                if self.syncs[usize::from(sync.0)]
+                    .gate
+                    .closed()
+                    .is_some_and(|(why, ..)| why == HoldReason::Relation)
+                {
+                    self.resume(shared, sync);
+                }
+                self.rendered(shared, now, sync, items, rendered);
+                Ok(())
+            }
+            Err(failure) if failure.kind == FailureKind::Row && items.len() == 1 => {
+                let poison = Poison::new(PoisonReason::RowError, failure.detail);
+                for item in items {
+                    self.bury(shared, now, sync, item.slot, poison.clone());
+                }
+                Ok(())
+            }
+            Err(failure) if failure.kind == FailureKind::Row => {
+                let mut left: Vec<Item> = items
+                    .into_iter()
+                    .map(|item| Item {
+                        ids: Vec::new(),
+                        ..item
+                    })
+                    .collect();
+                let right = left.split_off(left.len() / 2);
+                self.halves.extend([(sync, left), (sync, right)]);
+                Ok(())
+            }
+            Err(failure) => {
+                let at = self.read_failed(shared, now, sync, failure)?;
+                for item in items {
+                    self.again(shared, now, item.slot, at);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The claim was rolled back: the outbox, or the backfill's position, still has every key.
+    pub(super) fn not_claimed(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        items: Vec<Item>,
+        backfill: bool,
+        read: Result<Vec<Rendered>, Failure>,
+    ) -> Result<(), Failure> {
+        let failure = read.err().unwrap_or_else(|| Failure {
+            kind: FailureKind::Fenced,
+            detail: "the claim was not made".to_owned(),
+            hint: None,
+        });
+        let at = self.read_failed(shared, now, sync, failure)?;
+        for item in items {
+            self.queue.give_back(item.slot, item.ids, at);
+        }
+        if backfill {
+            backfills::of(&mut self.walks, sync).retry_at(at);
+        }
+        Ok(())
+    }
+
+    /// When to try again after a failed claim or read.
+    pub(super) fn read_failed(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        failure: Failure,
+    ) -> Result<Mono, Failure> {
+        if failure.kind == FailureKind::Relation {
+            let hint = failure.hint.clone();
+            return Ok(self.hold(
+                shared,
+                now,
+                sync,
+                HoldReason::Relation,
+                failure.detail,
+                hint,
+            ));
+        }
+        Ok(now + self.passing(shared, failure)?)
+    }
+
+    /// The wait after a failure that passes by itself.
+    pub(super) fn passing(
+        &mut self,
+        shared: &mut Shared<'_>,
+        failure: Failure,
+    ) -> Result<Duration, Failure> {
+        if ends_term(&failure) {
+            return Err(failure);
+        }
+        shared.tell(Notice::LedgerFailed(failure));
+        Ok(shared
+            .settings
+            .backoff
+            .initial
+            .mul_f64(0.5 + shared.jitter()))
+    }
+}

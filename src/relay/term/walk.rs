@@ -1,0 +1,222 @@
+//! Carries the backfills on: behind the live changes, through the same claims and requests. Pure.
+
+use super::prepare::Item;
+use super::{Shared, Term, sync_id};
+use crate::change::{ContentHash, Key, Mono, SyncId};
+use crate::ledger::{Backfill, BackfillStep, Failure, FailureKind, Walked};
+use crate::relay::backfills::{self, Next};
+use crate::relay::{Effect, HoldReason, Notice, SweepFailure, Swept};
+
+impl Term {
+    pub(super) fn drive_backfills(&mut self, shared: &mut Shared<'_>, now: Mono) {
+        for index in 0..self.syncs.len() {
+            let sync = sync_id(index);
+            // A start writes only to the ledger, so nothing but its own hold delays it.
+            if self.walks[index].wants_start() {
+                if self.walks[index].not_before() <= now {
+                    self.next_walk(shared, now, sync);
+                }
+                continue;
+            }
+            if !self.walk_is_ready(shared.settings.backfill_chunk, index, now)
+                || self.live_is_due(now)
+            {
+                continue;
+            }
+            let Some(pairs) = self.allowance(shared, now) else {
+                return;
+            };
+            if self.sync_allowance(sync, now, pairs).is_some() {
+                self.next_walk(shared, now, sync);
+            }
+        }
+    }
+
+    /// Whether the walk of a sync could take its next step, were sending free.
+    pub(super) fn walk_is_ready(&self, chunk: usize, index: usize, now: Mono) -> bool {
+        self.walks[index].has_work()
+            && self.walks[index].not_before() <= now
+            && self.queue.room() >= chunk
+    }
+
+    /// Live changes go first.
+    fn live_is_due(&self, now: Mono) -> bool {
+        !self.halves.is_empty()
+            || (0..self.syncs.len()).map(sync_id).any(|sync| {
+                self.queue.due_at(sync).is_some_and(|at| at <= now)
+                    && self.sync_allowance(sync, now, 1).is_some()
+            })
+    }
+
+    fn next_walk(&mut self, shared: &mut Shared<'_>, now: Mono, sync: SyncId) {
+        let limit = shared.settings.backfill_chunk.min(self.pairs);
+        match backfills::of(&mut self.walks, sync).next() {
+            Some(Next::Start { reason, markers }) => {
+                shared.emit(Effect::StartBackfill {
+                    sync,
+                    reason,
+                    markers,
+                });
+            }
+            Some(Next::Walk { after }) => shared.emit(Effect::Walk { sync, after, limit }),
+            Some(Next::Sweep { cursor }) => {
+                shared.budget.spend(now);
+                shared.emit(Effect::Sweep { sync, cursor });
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn backfill_started(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        result: Result<Backfill, Failure>,
+    ) -> Result<(), Failure> {
+        match result {
+            Ok(backfill) => {
+                // What is known of KV is what the backfill is to look at again.
+                self.seen.clear();
+                let reason = backfill.reason.clone();
+                shared.tell(Notice::BackfillStarted { sync, reason });
+                backfills::of(&mut self.walks, sync).resume(backfill);
+                Ok(())
+            }
+            Err(failure) => {
+                let wait = self.passing(shared, failure)?;
+                backfills::of(&mut self.walks, sync).start_failed(now + wait);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn walked(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        result: Result<Walked, Failure>,
+    ) -> Result<(), Failure> {
+        let walked = match result {
+            Ok(walked) => walked,
+            Err(failure) => return self.walk_failed(shared, now, sync, failure),
+        };
+        let walk = backfills::of(&mut self.walks, sync);
+        let step = walk.after_rows(walked.position, walked.keys.len());
+        let keys = walked.keys.into_iter().map(|key| (key, None)).collect();
+        self.chunk(shared, sync, keys, step);
+        Ok(())
+    }
+
+    pub(super) fn swept(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        result: Result<Swept, SweepFailure>,
+    ) -> Result<(), Failure> {
+        match result {
+            Ok(Swept {
+                keys,
+                foreign,
+                next,
+            }) => {
+                let walk = backfills::of(&mut self.walks, sync);
+                walk.count_foreign(foreign);
+                let step = walk.after_names(next, keys.len());
+                let keys = keys
+                    .into_iter()
+                    .map(|(key, hash)| (key, Some(hash)))
+                    .collect();
+                self.chunk(shared, sync, keys, step);
+                Ok(())
+            }
+            Err(SweepFailure::Ledger(failure)) => self.walk_failed(shared, now, sync, failure),
+            Err(SweepFailure::Kv(answer)) => {
+                let until = self.list_failed(shared, now, sync, &answer);
+                backfills::of(&mut self.walks, sync).retry_at(until);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn advanced(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        result: Result<BackfillStep, Failure>,
+    ) -> Result<(), Failure> {
+        match result {
+            Ok(step) => {
+                self.step_done(shared, sync, step);
+                Ok(())
+            }
+            Err(failure) => self.walk_failed(shared, now, sync, failure),
+        }
+    }
+
+    /// The ledger has the step.
+    pub(super) fn step_done(&mut self, shared: &mut Shared<'_>, sync: SyncId, step: BackfillStep) {
+        if let Some((done, foreign)) = backfills::of(&mut self.walks, sync).advanced(step) {
+            shared.tell(Notice::BackfillDone {
+                sync,
+                done,
+                foreign,
+            });
+        }
+    }
+
+    /// A chunk is a batch of its own; what the queue already holds is looked at anyway.
+    fn chunk(
+        &mut self,
+        shared: &mut Shared<'_>,
+        sync: SyncId,
+        keys: Vec<(Key, Option<ContentHash>)>,
+        step: BackfillStep,
+    ) {
+        let items: Vec<Item> = keys
+            .into_iter()
+            .filter_map(|(key, listed)| {
+                let slot = self.queue.take_idle(sync, &key)?;
+                Some(Item {
+                    slot,
+                    ids: Vec::new(),
+                    listed,
+                })
+            })
+            .collect();
+        if items.is_empty() {
+            shared.emit(Effect::Advance { sync, step });
+        } else {
+            self.prepare(shared, sync, items, Some(step));
+        }
+    }
+
+    fn walk_failed(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        let at = match failure.kind {
+            // No single row can be blamed while keys are walked: the filter fails.
+            FailureKind::Row | FailureKind::Relation => {
+                let hint = failure.hint.clone();
+                self.hold(
+                    shared,
+                    now,
+                    sync,
+                    HoldReason::Relation,
+                    failure.detail,
+                    hint,
+                )
+            }
+            _ => now + self.passing(shared, failure)?,
+        };
+        backfills::of(&mut self.walks, sync).retry_at(at);
+        Ok(())
+    }
+}
