@@ -17,4 +17,5 @@ pub mod ops;
 
 pub mod cli;
 pub mod emulator;
+pub mod sql_kit;
 pub mod throwaway;

@@ -171,10 +171,466 @@ create sequence if not exists pg2kv.bell as bigint minvalue 0 start 0 cache 1;
 comment on sequence pg2kv.bell is
   'The daemon sleeps until this time (seconds since 1970, 0 when awake); triggers call NOTIFY until then only';
 
+-- Helpers of the functions below ------------------------------------------------------------------
+
+create or replace function pg2kv.base_type(of_type oid) returns oid
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with recursive chain as (
+    select oid, typtype, typbasetype from pg_type where oid = of_type
+    union all
+    select t.oid, t.typtype, t.typbasetype from pg_type t join chain c on c.typtype = 'd' and t.oid = c.typbasetype
+  )
+  select oid from chain where typtype <> 'd'
+$$;
+comment on function pg2kv.base_type(oid) is 'The type under a domain, or the type itself';
+
+create or replace function pg2kv.tables_of(relation regclass) returns setof regclass
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select relation
+  union
+  select relid from pg_partition_tree(relation) where isleaf
+$$;
+comment on function pg2kv.tables_of(regclass) is 'A table and, when it is partitioned, its leaf partitions';
+
+create or replace function pg2kv.take_lock(relation regclass, mode text) returns void
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+  set lock_timeout = '2s'
+as $$
+declare
+  holders text;
+  remedy text;
+begin
+  execute format('lock table %s in %s mode', relation, mode);
+exception when lock_not_available then
+  select string_agg(description, ' and '), string_agg(ending, ' ' order by ending)
+    into holders, remedy
+    from (
+      select distinct
+        case when l.pid is null
+          then 'a prepared transaction (see pg_prepared_xacts)'
+          else format('process %s (%s, transaction open for %s)',
+                      l.pid, coalesce(a.state, 'its state is hidden from you'),
+                      coalesce(date_trunc('second', clock_timestamp() - a.xact_start)::text, 'an unknown time'))
+        end as description,
+        format('select pg_terminate_backend(%s);', l.pid) as ending
+      from pg_locks l
+      left join pg_stat_activity a on a.pid = l.pid
+      where l.locktype = 'relation'
+        and l.database = (select oid from pg_database where datname = current_database())
+        and l.relation in (select t::oid from pg2kv.tables_of(take_lock.relation) t)
+        and l.granted
+        and l.pid is distinct from pg_backend_pid()
+        and (take_lock.mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
+    ) in_the_way;
+  raise exception 'could not lock % within 2 s because of %; nothing was changed',
+      relation, coalesce(holders, 'a session that has finished by now')
+    using errcode = 'lock_not_available',
+          hint = 'Run it again when that transaction is over' || coalesce(', or end it first: ' || remedy, '.');
+end
+$$;
+comment on function pg2kv.take_lock(regclass, text) is 'Locks a table, or says within 2 s who is in the way';
+
+create or replace function pg2kv.key_expression(relation regclass, key text[], of_row text) returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- Settings of the writer's session (time zone, bytea output) must not show in the key.
+  select format(
+    case when bool_and(a.attnotnull)
+      then 'jsonb_build_array(%1$s)'
+      else 'case when %2$s then jsonb_build_array(%1$s) end'
+    end,
+    string_agg(
+      format(
+        case pg2kv.base_type(a.atttypid)
+          when 'timestamptz'::regtype then '%s.%I at time zone ''UTC'''
+          when 'bytea'::regtype then 'encode(%s.%I, ''hex'')'
+          else '%s.%I'
+        end, of_row, a.attname),
+      ', ' order by k.position),
+    string_agg(format('%s.%I is not null', of_row, a.attname), ' and ' order by k.position)
+      filter (where not a.attnotnull))
+  from unnest(key) with ordinality as k (name, position)
+  join pg_attribute a
+    on a.attrelid = relation and a.attname = k.name and a.attnum > 0 and not a.attisdropped
+$$;
+comment on function pg2kv.key_expression(regclass, text[], text) is
+  'SQL for the key of a row: an array of the key columns, null when one of them is null';
+
+create or replace function pg2kv.check_table(relation regclass, key text[], columns text[]) returns void
+  language plpgsql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  class record;
+  wrong text;
+begin
+  select c.* into class from pg_class c where c.oid = relation;
+  if class.relkind not in ('r', 'p') or class.relpersistence = 't'
+     or class.relnamespace in ('pg_catalog'::regnamespace, 'pg2kv'::regnamespace) then
+    raise exception '% is not an ordinary or partitioned table of yours', relation
+      using hint = 'Watch the table that the rows are written to, not a view of it.';
+  end if;
+  if class.relpersistence = 'u' then
+    raise exception '% is unlogged: a crash empties it, and no trigger can see that', relation
+      using hint = format('alter table %s set logged;', relation);
+  end if;
+  if not pg_has_role(class.relowner, 'usage') then
+    raise exception 'only the owner of % (%) can put triggers on it', relation, class.relowner::regrole
+      using errcode = 'insufficient_privilege', hint = 'Run this as its owner or as a superuser.';
+  end if;
+  if class.relkind = 'r' and exists (select from pg_inherits where inhparent = relation)
+     or not class.relispartition and exists (select from pg_inherits where inhrelid = relation) then
+    raise exception '% takes part in table inheritance, where triggers do not see the rows of children', relation
+      using hint = 'Watch a partitioned table, or one that neither inherits nor is inherited from.';
+  end if;
+  select string_agg(t::text, ', ') into wrong
+    from pg2kv.tables_of(relation) t join pg_class c on c.oid = t where c.relkind = 'f';
+  if wrong is not null then
+    raise exception '% has foreign tables as partitions (%), which change elsewhere', relation, wrong
+      using hint = 'Watch the partitions that live in this database.';
+  end if;
+
+  if coalesce(cardinality(key), 0) = 0 then
+    raise exception 'key names no column' using hint = 'For example key => ''{id}''.';
+  end if;
+  select string_agg(coalesce(format('%I', name), 'null'), ', ') into wrong
+    from unnest(key || columns) as name
+    where not exists (
+      select from pg_attribute
+      where attrelid = relation and attname = name and attnum > 0 and not attisdropped);
+  if wrong is not null then
+    raise exception '% has no column %', relation, wrong
+      using hint = 'Columns are named here as they are stored, without double quotes: key => ''{id}''.';
+  end if;
+
+  select string_agg(format('%I (%s)', a.attname, format_type(a.atttypid, a.atttypmod)), ', ') into wrong
+    from pg_attribute a
+    join pg_type t on t.oid = pg2kv.base_type(a.atttypid)
+    where a.attrelid = relation and a.attname = any (key) and a.attnum > 0
+      and (t.typtype not in ('b', 'e') or t.typcategory = 'A'
+           or t.oid in ('interval'::regtype, 'money'::regtype, 'xml'::regtype, 'json'::regtype, 'jsonb'::regtype));
+  if wrong is not null then
+    raise exception 'a key of KV cannot be made from %', wrong
+      using hint = 'Use numbers, text, uuid, boolean, dates and times, bytea, network addresses or enums.';
+  end if;
+  if not exists (
+    select from pg_index i
+    where i.indrelid = relation and i.indisunique and i.indisvalid and i.indimmediate
+      and i.indpred is null and i.indexprs is null
+      and (select array_agg(a.attname::text order by a.attname::text)
+           from unnest(i.indkey::int2[]) with ordinality as k (attnum, position)
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+           where k.position <= i.indnkeyatts)
+        = (select array_agg(name order by name) from unnest(key) name)
+  ) then
+    raise exception 'no unique index of % is on exactly the key columns (%)', relation, array_to_string(key, ', ')
+      using detail = 'It takes the primary key, or a unique index that is neither partial nor deferrable.',
+            hint = format('create unique index%s on %s (%s);',
+                          case class.relkind when 'r' then ' concurrently' else '' end, relation,
+                          (select string_agg(format('%I', name), ', ') from unnest(key) name));
+  end if;
+end
+$$;
+comment on function pg2kv.check_table(regclass, text[], text[]) is
+  'Refuses what watch() cannot watch, and says why';
+
+create or replace function pg2kv.trigger_faults(sync text) returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select string_agg(format('trigger %I on %s %s', wanted.name, wanted.relation, fault),
+                    '; ' order by wanted.relation::text, wanted.name)
+  from (
+    select t as relation, format('zzz_pg2kv_%s_%s', s.name, kind) as name
+    from pg2kv.sync s, pg2kv.tables_of(s.relation) t, unnest(array['row', 'update', 'truncate']) kind
+    where s.name = trigger_faults.sync
+  ) wanted
+  left join pg_trigger t on t.tgrelid = wanted.relation and t.tgname = wanted.name
+  cross join lateral (
+    select case
+      when t.oid is null then 'is missing'
+      when t.tgfoid is distinct from to_regprocedure(format('pg2kv.capture_%s()', trigger_faults.sync))
+        then 'calls the wrong function'
+      when t.tgenabled = 'D' then 'is disabled'
+      when t.tgenabled <> 'A' then 'is not enabled always'
+    end as fault
+  ) judged
+  where fault is not null
+$$;
+comment on function pg2kv.trigger_faults(text) is
+  'What is wrong with the triggers of a sync; null when nothing is';
+
+create or replace function pg2kv.drop_triggers(sync text, keep regclass[]) returns void
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  stray record;
+begin
+  for stray in
+    select t.tgrelid::regclass as relation, t.tgname as name
+    from pg_trigger t
+    where t.tgfoid = to_regprocedure(format('pg2kv.capture_%s()', sync))
+      and t.tgparentid = 0 -- the others go with their parent's
+      and t.tgrelid <> all (keep::oid[])
+    order by t.tgrelid
+  loop
+    perform pg2kv.take_lock(stray.relation, 'access exclusive');
+    execute format('drop trigger %I on %s', stray.name, stray.relation);
+  end loop;
+end
+$$;
+comment on function pg2kv.drop_triggers(text, regclass[]) is
+  'Removes the triggers of a sync from all tables but these';
+
+create or replace function pg2kv.set_grants(relation regclass) returns void
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  home regnamespace := (select relnamespace from pg_class where oid = relation);
+  watched record;
+begin
+  if home is null then
+    return; -- the table is gone, and its privileges with it
+  end if;
+  execute format('revoke select on table %s from pg2kv_daemon', relation);
+  for watched in select s.key_columns, s.columns from pg2kv.sync s where s.relation = set_grants.relation loop
+    if watched.columns is null then
+      execute format('grant select on table %s to pg2kv_daemon', relation);
+    else
+      execute format('grant select (%s) on table %s to pg2kv_daemon',
+        (select string_agg(distinct format('%I', name), ', ')
+         from unnest(watched.key_columns || watched.columns) name),
+        relation);
+    end if;
+  end loop;
+  if exists (select from pg2kv.sync s join pg_class c on c.oid = s.relation where c.relnamespace = home) then
+    if not has_schema_privilege('pg2kv_daemon', home, 'usage') then
+      execute format('grant usage on schema %s to pg2kv_daemon', home);
+    end if;
+  elsif exists (select from pg_namespace n, aclexplode(n.nspacl) as acl
+                where n.oid = home and acl.grantee = 'pg2kv_daemon'::regrole) then
+    execute format('revoke usage on schema %s from pg2kv_daemon', home);
+  end if;
+end
+$$;
+comment on function pg2kv.set_grants(regclass) is
+  'Lets the daemon read exactly what the syncs of a table name: their key and watched columns';
+
+-- What you call -----------------------------------------------------------------------------------
+
+create or replace function pg2kv.resync(sync text) returns void
+  language plpgsql security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (select from pg2kv.sync s where s.name = resync.sync) then
+    raise exception 'no sync is named %', coalesce(quote_literal(sync), 'null')
+      using hint = 'select sync from pg2kv.status() lists them; select pg2kv.watch(…) makes one.';
+  end if;
+  insert into pg2kv.outbox (sync, key) values (resync.sync, null);
+  if (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp()) then
+    perform pg_notify('pg2kv', '');
+  end if;
+end
+$$;
+comment on function pg2kv.resync(text) is 'Makes the daemon look at every key of a sync again';
+
+create or replace function pg2kv.watch(relation regclass, sync text, key text[], columns text[] default null)
+  returns text
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  before pg2kv.sync;
+  one_table regclass;
+  changed text;
+begin
+  if not pg_has_role('pg2kv_owner', 'usage') then
+    raise exception 'role % is not a member of pg2kv_owner', current_user
+      using errcode = 'insufficient_privilege', hint = format('grant pg2kv_owner to %I;', current_user);
+  end if;
+  if relation is null then
+    raise exception 'relation is null' using hint = 'For example relation => ''public.users''.';
+  end if;
+  if sync is null or sync !~ '^[a-z][a-z0-9_]{0,30}$' then
+    raise exception '% is not a name for a sync', coalesce(quote_literal(sync), 'null')
+      using hint = 'A lower-case letter, then up to 30 lower-case letters, digits and underscores.';
+  end if;
+  if octet_length(format('zzz_pg2kv_%s_truncate', sync)) > 63 then
+    raise exception 'the name % is too long: its triggers would need more than 63 characters', quote_literal(sync)
+      using hint = 'Choose a shorter name for the sync.';
+  end if;
+  perform pg2kv.check_table(relation, key, columns);
+
+  select * into before from pg2kv.sync s where s.name = watch.sync;
+  if before.relation = watch.relation and before.key_columns = watch.key
+     and before.columns is not distinct from watch.columns
+     and pg2kv.trigger_faults(sync) is null then
+    return format('%s is watched as %s already; nothing was changed', relation, sync);
+  end if;
+
+  perform pg2kv.take_lock(relation, 'share row exclusive');
+
+  -- This runs in every writer's transaction, so it is static and short and has nothing in it that
+  -- could fail. It runs as pg2kv_owner: writers need no privileges here. Its search_path keeps out
+  -- whatever objects a writer may have made.
+  execute format('create or replace function pg2kv.capture_%s() returns trigger
+  language plpgsql security definer
+  set search_path = pg_catalog, pg_temp
+  as %L', sync, format($capture$
+declare
+  was jsonb;
+  is_now jsonb;
+begin
+  if tg_op = 'TRUNCATE' then
+    insert into pg2kv.outbox (sync, key) values (%1$L, null);
+  else
+    if tg_op <> 'INSERT' then
+      was := %2$s;
+    end if;
+    if tg_op <> 'DELETE' then
+      is_now := %3$s;
+    end if;
+    if was is not null then
+      insert into pg2kv.outbox (sync, key) values (%1$L, was);
+    end if;
+    -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
+    if is_now is not null and is_now::text is distinct from was::text then
+      insert into pg2kv.outbox (sync, key) values (%1$L, is_now);
+    end if;
+  end if;
+  -- The order matters: insert first, then look whether the daemon sleeps.
+  if (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp()) then
+    perform pg_notify('pg2kv', '');
+  end if;
+  return null;
+end
+$capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new')));
+  execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', sync);
+  execute format('revoke all on function pg2kv.capture_%s() from public', sync);
+  execute format('comment on function pg2kv.capture_%s() is %L', sync,
+                 format('Records the keys of changed rows of %s for the sync %s', relation, sync));
+
+  -- Row triggers, because statement triggers see neither changes made directly to a partition nor
+  -- those that logical replication applies. record_image_ne compares what is stored: any type will
+  -- do, and 1.0 differs from 1.00. (Its operator "*<>" on rows would not survive pg_dump.)
+  select case when watch.columns is null
+      then 'record_image_ne(old, new)'
+      else format('record_image_ne(row(%s), row(%s))',
+                  string_agg(format('old.%I', name), ', '), string_agg(format('new.%I', name), ', '))
+    end
+    into changed
+    from (select distinct name from unnest(key || watch.columns) name order by name) watched;
+  execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
+    for each row execute function pg2kv.capture_%1$s()', sync, relation);
+  execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
+    for each row when (%3$s) execute function pg2kv.capture_%1$s()', sync, relation, changed);
+  execute format('comment on trigger zzz_pg2kv_%1$s_row on %2$s is %3$L', sync, relation,
+                 'pg2kv: records the key of the row');
+  execute format('comment on trigger zzz_pg2kv_%1$s_update on %2$s is %3$L', sync, relation,
+                 'pg2kv: records the key of the row, the old one and the new one');
+  foreach one_table in array array(select pg2kv.tables_of(relation)) loop
+    execute format('create or replace trigger zzz_pg2kv_%1$s_truncate after truncate on %2$s
+      for each statement execute function pg2kv.capture_%1$s()', sync, one_table);
+    execute format('comment on trigger zzz_pg2kv_%1$s_truncate on %2$s is %3$L', sync, one_table,
+                   'pg2kv: records that every key is to be looked at again');
+    -- "Always" is also under logical replication and session_replication_role = replica.
+    execute format('alter table %2$s
+      enable always trigger zzz_pg2kv_%1$s_row,
+      enable always trigger zzz_pg2kv_%1$s_update,
+      enable always trigger zzz_pg2kv_%1$s_truncate', sync, one_table);
+  end loop;
+  perform pg2kv.drop_triggers(sync, array(select pg2kv.tables_of(relation)));
+
+  insert into pg2kv.sync (name, relation, key_columns, columns)
+    values (watch.sync, watch.relation, watch.key, watch.columns)
+    on conflict (name) do update
+    set relation = excluded.relation, key_columns = excluded.key_columns, columns = excluded.columns,
+        created_at = excluded.created_at;
+  perform pg2kv.set_grants(relation);
+  if before.relation <> relation then
+    perform pg2kv.set_grants(before.relation);
+  end if;
+  -- Of what happened before the triggers were there, nothing is known.
+  perform pg2kv.resync(sync);
+
+  if (select relrowsecurity from pg_class where oid = relation) then
+    raise warning '% has row-level security, under which the daemon refuses to read', relation
+      using hint = 'Give the role that the daemon logs in as BYPASSRLS.';
+  end if;
+  return format('%s is watched as %s', relation, sync);
+end
+$$;
+comment on function pg2kv.watch(regclass, text, text[], text[]) is
+  'Has the changes of a table recorded: watch(''public.users'', sync => ''users'', key => ''{id}'', columns => ''{plan,flags}'')';
+
+create or replace function pg2kv.unwatch(sync text) returns text
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  before pg2kv.sync;
+begin
+  if not pg_has_role('pg2kv_owner', 'usage') then
+    raise exception 'role % is not a member of pg2kv_owner', current_user
+      using errcode = 'insufficient_privilege', hint = format('grant pg2kv_owner to %I;', current_user);
+  end if;
+  select * into before from pg2kv.sync s where s.name = unwatch.sync;
+  if not found then
+    return format('%s is not watched; nothing was changed', coalesce(quote_literal(sync), 'null'));
+  end if;
+  -- Most of the work is done before the table is locked, the little that came in meanwhile after.
+  delete from pg2kv.outbox o where o.sync = unwatch.sync;
+  perform pg2kv.drop_triggers(sync, '{}');
+  execute format('drop function if exists pg2kv.capture_%s()', sync);
+  delete from pg2kv.outbox o where o.sync = unwatch.sync;
+  delete from pg2kv.claim c where c.sync = unwatch.sync;
+  delete from pg2kv.dead_letter d where d.sync = unwatch.sync;
+  delete from pg2kv.backfill b where b.sync = unwatch.sync;
+  delete from pg2kv.sync s where s.name = unwatch.sync;
+  perform pg2kv.set_grants(before.relation);
+  return format('%s is no longer watched as %s', before.relation, sync);
+end
+$$;
+comment on function pg2kv.unwatch(text) is
+  'Removes what watch() made and forgets what was waiting; KV keeps what was written to it';
+
+create or replace function pg2kv.status()
+  returns table (sync text, relation text, triggers text, waiting bigint, oldest_wait interval,
+                 claims bigint, dead_letters bigint, backfill text)
+  language sql stable security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+  select s.name, s.relation::text,
+    case when c.oid is null then 'the table is gone: watch another one, or unwatch'
+         else coalesce(pg2kv.trigger_faults(s.name) || ' (run watch again)', 'ok') end,
+    coalesce(o.waiting, 0), clock_timestamp() - o.oldest,
+    (select count(*) from pg2kv.claim cl where cl.sync = s.name),
+    (select count(*) from pg2kv.dead_letter d where d.sync = s.name),
+    (select format('%s: %s, %s of %s', b.reason, b.phase, b.done, coalesce('about ' || b.estimate, 'an unknown number'))
+     from pg2kv.backfill b where b.sync = s.name)
+  from pg2kv.sync s
+  left join pg_class c on c.oid = s.relation
+  left join (select b.sync, count(*) as waiting, min(b.at) as oldest from pg2kv.outbox b group by b.sync) o
+    on o.sync = s.name
+  order by s.name
+$$;
+comment on function pg2kv.status() is
+  'One row for each sync: whether its triggers are in order, and what waits';
+
 -- What the daemon may do --------------------------------------------------------------------------
 
 revoke all on schema pg2kv from public;
 revoke all on all tables in schema pg2kv from public;
+revoke all on all functions in schema pg2kv from public;
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
 grant select on pg2kv.sync to pg2kv_daemon;
@@ -183,6 +639,7 @@ grant select, insert, update, delete
   on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.lease to pg2kv_daemon;
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
+grant execute on function pg2kv.status(), pg2kv.resync(text) to pg2kv_daemon;
 
 reset role;
 
