@@ -137,7 +137,7 @@ fn is_hex_id(id: &str) -> bool {
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-pub(super) fn base_url(text: &str) -> Result<Url, SetupError> {
+pub(crate) fn base_url(text: &str) -> Result<Url, SetupError> {
     let url = Url::parse(text.trim_end_matches('/'))
         .map_err(|_| SetupError::BaseUrl("it does not parse"))?;
     if !matches!(url.scheme(), "http" | "https") {
