@@ -22,7 +22,8 @@ use self::telling::Teller;
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind};
 use crate::relay::{Effect, Event, Phase, Relay, Status};
-use crate::sink::kv::{KvClient, NamespaceId, TokenReload};
+use crate::sink::kv::{KvClient, TokenReload};
+use crate::sink::setup::NamespaceId;
 use crate::source::{self, SyncSource};
 
 /// How often the status is published and the gauges of memory are set.
@@ -54,8 +55,6 @@ pub struct Settings {
     pub syncs: Vec<SyncSpec>,
     /// Name of this process in the lease, for people.
     pub holder: String,
-    /// Whether logs may name keys in clear.
-    pub log_keys: bool,
 }
 
 /// What the daemon shows of itself.
