@@ -95,9 +95,12 @@ create table if not exists pg2kv.sync (
   relation regclass not null,
   key_columns text[] not null,
   columns text[],
-  created_at timestamptz not null default clock_timestamp()
+  created_at timestamptz not null default clock_timestamp(),
+  backfilled_at timestamptz
 );
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
+comment on column pg2kv.sync.backfilled_at is
+  'When the daemon last finished a walk over all rows; null makes it begin one';
 comment on column pg2kv.sync.columns is 'Columns whose change counts, besides the key; null means every column';
 
 create table if not exists pg2kv.outbox (
@@ -633,7 +636,7 @@ revoke all on all tables in schema pg2kv from public;
 revoke all on all functions in schema pg2kv from public;
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
-grant select on pg2kv.sync to pg2kv_daemon;
+grant select, update (backfilled_at) on pg2kv.sync to pg2kv_daemon;
 grant select, insert, delete on pg2kv.outbox to pg2kv_daemon;
 grant select, insert, update, delete
   on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.lease to pg2kv_daemon;

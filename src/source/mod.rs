@@ -1,1 +1,101 @@
-//! (to come)
+//! The Postgres edge: what changed, what rows say now, and who leads.
+//!
+//! Owns every statement that the daemon sends to Postgres, and the connections they go over. Knows
+//! nothing of KV, HTTP, the queue or the relay: it answers what it is asked and remembers only what
+//! a session needs (`frontier`). After doubt (a lost connection, a deadline) a session is thrown
+//! away and a new one reads everything again.
+//!
+//! A leader holds five connections: the lease (`lease`), LISTEN (`doorbell`), and three for work
+//! (`session`): control for short statements, work for claims and rows, bulk for the backfill, so
+//! that a chunk of a backfill never stands before a live change.
+
+use std::time::Duration;
+
+use crate::change::SyncId;
+
+mod check;
+mod claim;
+pub mod doorbell;
+pub mod error;
+mod frontier;
+mod gauges;
+pub mod lease;
+mod link;
+mod outbox;
+mod recover;
+mod rows;
+pub mod session;
+mod tls;
+pub mod url;
+
+pub use check::{Finding, check};
+pub use error::{Error, Kind};
+pub use url::{TlsMode, UrlError, parse_url};
+
+/// The version of `deploy/sql/install.sql` that this program works with (`pg2kv.meta`).
+pub const SCHEMA_VERSION: i32 = 1;
+
+/// The oldest server that is accepted, as `server_version_num` has it.
+/// `idle_session_timeout`, which frees the lease of a frozen leader, came with 14.
+pub(crate) const SERVER_VERSION_MIN: i32 = 140_000;
+
+/// How to reach Postgres, and the limits on it.
+#[derive(Clone)]
+pub struct Settings {
+    /// Hosts, user, password and socket options, from [`parse_url`].
+    pub config: tokio_postgres::Config,
+    /// How the server's identity is proven, from [`parse_url`].
+    pub tls: TlsMode,
+    /// Name of the schema that holds outbox, claims and lease: `^[a-z][a-z0-9_]{0,30}$`.
+    pub schema: String,
+    /// Whether writers ring (LISTEN and the bell); off means that the daemon only polls.
+    pub doorbell: bool,
+    /// Limit on opening one connection to one host.
+    pub connect_timeout: Duration,
+    /// Limit that the server puts on one statement; the client waits a little longer.
+    pub statement_timeout: Duration,
+    /// After this long without a word from its holder, the server frees the lease.
+    pub lease_ttl: Duration,
+    /// Time between fallback polls; the bell is set for twice as long.
+    pub poll_interval: Duration,
+}
+
+impl Settings {
+    /// `sql` with the schema's name in place of the default one. Every object of ours begins with
+    /// `pg2kv.` in the SQL constants of this room, and nothing else there does.
+    pub(crate) fn sql(&self, sql: &str) -> String {
+        sql.replace("pg2kv.", &format!("{}.", self.schema))
+    }
+}
+
+/// What a sync reads.
+#[derive(Clone, Debug)]
+pub struct SyncSource {
+    /// Its position in the configuration.
+    pub id: SyncId,
+    /// Its name, as in `pg2kv.sync`.
+    pub name: String,
+    /// The table with its schema, as configured: `public.users`.
+    pub table: String,
+    /// Columns that name a document, in the order of the key.
+    pub key_columns: Vec<String>,
+    /// What the document says.
+    pub value: ValueSql,
+    /// SQL boolean expression over the table's columns: whether the row is published. NULL counts
+    /// as false.
+    ///
+    /// Filter and value expression are the operator's own SQL: they are put into the statement as
+    /// they are and run with the daemon's rights, in a read-only transaction, with only
+    /// `pg_catalog` in the search path.
+    pub filter: Option<String>,
+}
+
+/// How Postgres makes a document of a row.
+#[derive(Clone, Debug)]
+pub enum ValueSql {
+    /// One JSON object of columns, each with the name it has there; order is kept.
+    Columns(Vec<(String, String)>),
+    /// An SQL expression, cast to text (json and jsonb give their JSON text, bytea its hex form).
+    /// NULL means that there is no document.
+    Expression(String),
+}

@@ -1,0 +1,578 @@
+//! Claims: made with the read that follows them, and settled.
+//!
+//! **Invariant:** a claim is committed before the rows of its keys are read, in a snapshot taken
+//! after it. So a change that the read does not see has an outbox row of its own.
+//!
+//! Each write is one statement that begins with the fence: it holds the lease's row against a
+//! takeover while it runs, and does nothing where the epoch is over.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use tokio::sync::Mutex;
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+use super::error::{Error, Kind, Place};
+use super::link::Link;
+use super::rows::Plan;
+use super::session::{
+    BackfillStep, ClaimRequest, Claimed, PrepareError, Row, SettleRequest, Walked,
+};
+use super::{Settings, SyncSource};
+use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+
+/// `$5` is the step of a backfill: none, rows, keys, enter or done.
+const CLAIM: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    gone as (
+      delete from pg2kv.outbox as o using unnest($2::int8[]) as u(id)
+      where o.id = u.id and exists (select from fence)
+    ),
+    claimed as (
+      insert into pg2kv.claim (epoch, sync, keys)
+      select $1, $3::text, $4::text[]::jsonb[] from fence where cardinality($4::text[]) > 0
+      returning id
+    ),
+    moved as (
+      update pg2kv.backfill as b set
+        phase = case when $5::text = 'rows' then 'rows' else 'keys' end,
+        position = case when $5 = 'rows' then $6::text::jsonb else b.position end,
+        cursor = case when $5 = 'rows' then b.cursor else $7::text end,
+        done = coalesce($8::int8, b.done),
+        updated_at = clock_timestamp()
+      where b.sync = $3 and $5 in ('rows', 'keys', 'enter') and exists (select from fence)
+    ),
+    finished as (
+      delete from pg2kv.backfill as b
+      where b.sync = $3 and $5 = 'done' and exists (select from fence)
+    ),
+    remembered as (
+      update pg2kv.sync as s set backfilled_at = clock_timestamp()
+      where s.name = $3 and $5 = 'done' and exists (select from fence)
+    )
+    select exists (select from fence), (select id from claimed)";
+
+const SETTLE: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    gone as (
+      delete from pg2kv.claim as c using unnest($2::int8[]) as u(id)
+      where c.id = u.id and exists (select from fence)
+    ),
+    cleared as (
+      delete from pg2kv.dead_letter as d using unnest($3::text[], $4::text[]) as u(sync, key)
+      where d.sync = u.sync and d.key = u.key::jsonb and exists (select from fence)
+    ),
+    dead as (
+      insert into pg2kv.dead_letter as d (sync, key, kv_key, reason, detail)
+      select u.sync, u.key::jsonb, u.kv_key, u.reason, u.detail
+      from fence, unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
+        as u(sync, key, kv_key, reason, detail)
+      on conflict (sync, key) do update set kv_key = excluded.kv_key,
+        reason = excluded.reason, detail = excluded.detail, at = clock_timestamp()
+    )
+    select exists (select from fence)";
+
+/// Partitions are summed up: the estimate of a partitioned table itself is often missing.
+const START_BACKFILL: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    gone as (
+      delete from pg2kv.outbox as o using unnest($4::int8[]) as u(id)
+      where o.id = u.id and exists (select from fence)
+    ),
+    begun as (
+      insert into pg2kv.backfill as b (sync, reason, phase, estimate)
+      select $2::text, $3::text, 'rows', (
+        select sum(c.reltuples)::int8 from pg2kv.sync as s
+        cross join lateral (
+          select s.relation::oid as oid
+          union select p.relid::oid from pg_partition_tree(s.relation) as p where p.isleaf
+        ) as r
+        join pg_class as c on c.oid = r.oid
+        where s.name = $2 and c.reltuples > 0 and c.relkind <> 'p')
+      from fence
+      on conflict (sync) do update set reason = excluded.reason, phase = 'rows', position = null,
+        cursor = null, done = 0, estimate = excluded.estimate,
+        started_at = clock_timestamp(), updated_at = clock_timestamp()
+    )
+    select exists (select from fence)";
+
+/// A connection that claims and reads.
+pub(crate) struct Reader {
+    link: Arc<Link>,
+    claim: Statement,
+    plans: Mutex<HashMap<SyncId, Arc<Prepared>>>,
+}
+
+struct Prepared {
+    plan: Plan,
+    /// Bytes of a document as seen lately: how many rows are asked for at once.
+    row_bytes: AtomicU64,
+}
+
+/// What one read gave.
+struct Read {
+    rows: Vec<Row>,
+    bytes: usize,
+    /// It stopped before the end of the keys that were asked for.
+    full: bool,
+}
+
+impl Reader {
+    pub(crate) async fn open(settings: &Settings, link: Arc<Link>) -> Result<Self, Error> {
+        let claim = settings.sql(CLAIM);
+        let claim = link
+            .call(
+                "preparing to claim",
+                2,
+                Place::Own,
+                link.client().prepare(&claim),
+            )
+            .await?;
+        Ok(Self {
+            link,
+            claim,
+            plans: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Prepares the statements of a sync, so that its first read does not wait for that.
+    pub(crate) async fn warm(&self, sync: &SyncSource) -> Result<(), Error> {
+        self.plan(sync).await.map(drop)
+    }
+
+    async fn plan(&self, sync: &SyncSource) -> Result<Arc<Prepared>, Error> {
+        let mut plans = self.plans.lock().await;
+        if let Some(plan) = plans.get(&sync.id) {
+            return Ok(plan.clone());
+        }
+        let plan = Plan::prepare(&self.link, sync).await?;
+        let row_bytes = AtomicU64::new(plan.row_bytes);
+        let prepared = Arc::new(Prepared { plan, row_bytes });
+        plans.insert(sync.id, prepared.clone());
+        Ok(prepared)
+    }
+
+    /// After a failure of the relation: it may have changed, so the catalog is read again next time.
+    async fn forget(&self, sync: &SyncSource, error: &Error) {
+        if error.kind() == Kind::Relation {
+            self.plans.lock().await.remove(&sync.id);
+        }
+    }
+
+    /// See `Session::prepare`.
+    pub(crate) async fn prepare(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        request: &ClaimRequest,
+    ) -> Result<Claimed, PrepareError> {
+        let prepared = self
+            .plan(sync)
+            .await
+            .map_err(|error| PrepareError { claim: None, error })?;
+        let doing = format!("claiming and reading keys of sync {}", sync.name);
+        let keys: Vec<&str> = request.keys.iter().map(Key::as_str).collect();
+        let first = prepared.chunk(keys.len(), request.max_bytes);
+        let (claimed, read) = self
+            .link
+            .within(&doing, 4, async {
+                // Both are sent before either is waited for; the server keeps their order, and the
+                // read's snapshot is taken after the claim's commit.
+                Ok(tokio::join!(
+                    self.claim(epoch, sync, request),
+                    self.read(&prepared, sync, &keys[..first], request.max_bytes),
+                ))
+            })
+            .await
+            .map_err(|error| PrepareError { claim: None, error })?;
+        let claim = claimed.map_err(|error| PrepareError { claim: None, error })?;
+        let mut read = match read {
+            Ok(read) => read,
+            Err(error) => {
+                self.forget(sync, &error).await;
+                return Err(PrepareError { claim, error });
+            }
+        };
+        prepared.learn(&read);
+        while !read.full && read.rows.len() < keys.len() && read.bytes < request.max_bytes {
+            let from = read.rows.len();
+            let room = request.max_bytes - read.bytes;
+            let to = from + prepared.chunk(keys.len() - from, room);
+            let next = self
+                .link
+                .within(&doing, 3, self.read(&prepared, sync, &keys[from..to], room))
+                .await
+                .map_err(|error| PrepareError { claim, error })?;
+            prepared.learn(&next);
+            // The first row of a read comes whatever its size; here it must fit.
+            if next.bytes > room {
+                break;
+            }
+            read.rows.extend(next.rows);
+            read.bytes += next.bytes;
+            read.full = next.full;
+        }
+        Ok(Claimed {
+            claim,
+            rows: read.rows,
+        })
+    }
+
+    /// The claim, its outbox rows and the backfill's progress in one transaction, where any is due.
+    async fn claim(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        request: &ClaimRequest,
+    ) -> Result<Option<ClaimId>, Error> {
+        if request.claim.is_empty() && request.ids.is_empty() && request.backfill.is_none() {
+            return Ok(None);
+        }
+        let keys: Vec<&str> = request
+            .claim
+            .iter()
+            .filter_map(|at| request.keys.get(*at))
+            .map(Key::as_str)
+            .collect();
+        self.write_claim(epoch, sync, &keys, &request.ids, request.backfill.as_ref())
+            .await
+    }
+
+    async fn write_claim(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        keys: &[&str],
+        ids: &[OutboxId],
+        step: Option<&BackfillStep>,
+    ) -> Result<Option<ClaimId>, Error> {
+        let doing = "claiming keys";
+        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let (step, position, cursor, done) = match step {
+            None => ("none", None, None, None),
+            Some(BackfillStep::Rows { position, done }) => {
+                ("rows", Some(position.as_str()), None, Some(*done))
+            }
+            Some(BackfillStep::Keys { cursor, done }) => {
+                ("keys", None, Some(cursor.as_str()), Some(*done))
+            }
+            Some(BackfillStep::EnterKeys) => ("enter", None, None, None),
+            Some(BackfillStep::Done) => ("done", None, None, None),
+        };
+        let done = done.map(|done| i64::try_from(done).unwrap_or(i64::MAX));
+        let row = self
+            .link
+            .client()
+            .query_one(
+                &self.claim,
+                &[
+                    &epoch.0, &ids, &sync.name, &keys, &step, &position, &cursor, &done,
+                ],
+            )
+            .await
+            .map_err(|error| Error::from_driver(Place::Own, doing, error))?;
+        if row.get(0) {
+            Ok(row.get::<_, Option<i64>>(1).map(ClaimId))
+        } else {
+            Err(Error::fenced(doing))
+        }
+    }
+
+    /// Reads documents, in a read-only transaction of their own: the operator's expressions cannot
+    /// write. Begin, read and commit are sent in one go.
+    async fn read(
+        &self,
+        prepared: &Prepared,
+        sync: &SyncSource,
+        keys: &[&str],
+        max_bytes: usize,
+    ) -> Result<Read, Error> {
+        let doing = format!("reading {} for sync {}", sync.table, sync.name);
+        let client = self.link.client();
+        let (begun, read, committed) = tokio::join!(
+            client.batch_execute("begin read only"),
+            self.rows(prepared, keys, max_bytes, &doing),
+            client.batch_execute("commit"),
+        );
+        begun.map_err(|error| Error::from_driver(Place::Own, &doing, error))?;
+        let read = read?;
+        committed.map_err(|error| Error::from_driver(Place::Own, &doing, error))?;
+        Ok(read)
+    }
+
+    async fn rows(
+        &self,
+        prepared: &Prepared,
+        keys: &[&str],
+        max_bytes: usize,
+        doing: &str,
+    ) -> Result<Read, Error> {
+        let failed = |error| Error::from_driver(Place::Relation, doing, error);
+        let mut read = Read {
+            rows: Vec::with_capacity(keys.len()),
+            bytes: 0,
+            full: false,
+        };
+        let rows = self
+            .link
+            .client()
+            .query_raw(&prepared.plan.rows, [&keys])
+            .await
+            .map_err(failed)?;
+        let mut rows = pin!(rows);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let place: i64 = row.try_get(0).map_err(failed)?;
+            if usize::try_from(place) != Ok(read.rows.len() + 1) {
+                return Err(Error::new(
+                    Kind::Relation,
+                    doing,
+                    "the key columns are not unique: two rows have the same key",
+                )
+                .with_hint("put a unique index on the key columns"));
+            }
+            let columns = (1..=prepared.plan.columns)
+                .map(|at| {
+                    row.try_get::<_, Option<String>>(at)
+                        .map(Option::unwrap_or_default)
+                })
+                .collect::<Result<_, _>>()
+                .map_err(failed)?;
+            let value: Option<&str> = row.try_get(prepared.plan.columns + 1).map_err(failed)?;
+            let size = value.map_or(0, str::len);
+            if !read.rows.is_empty() && read.bytes + size > max_bytes {
+                // Dropping the stream lets the driver throw away what still comes.
+                read.full = true;
+                break;
+            }
+            read.bytes += size;
+            let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
+            read.rows.push(Row { columns, value });
+        }
+        Ok(read)
+    }
+
+    /// See `Session::walk`.
+    pub(crate) async fn walk(
+        &self,
+        sync: &SyncSource,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Walked, Error> {
+        let prepared = self.plan(sync).await?;
+        let mut keys = self
+            .walk_with(&prepared.plan.walk, sync, after, limit)
+            .await;
+        if keys.as_ref().is_err_and(|error| error.kind() == Kind::Row) {
+            keys = self
+                .walk_with(&prepared.plan.walk_all, sync, after, limit)
+                .await;
+        }
+        if let Err(error) = &keys {
+            self.forget(sync, error).await;
+        }
+        let keys = keys?;
+        let ended = keys.len() < limit.max(1);
+        let position = keys
+            .last()
+            .filter(|_| !ended)
+            .map(|key| key.as_str().to_owned());
+        Ok(Walked { keys, position })
+    }
+
+    async fn walk_with(
+        &self,
+        statement: &Statement,
+        sync: &SyncSource,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Key>, Error> {
+        let doing = format!("walking {} for sync {}", sync.table, sync.name);
+        let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
+        let client = self.link.client();
+        let parameters: [&(dyn ToSql + Sync); 2] = [&after, &limit];
+        let rows = self
+            .link
+            .call(&doing, 3, Place::Relation, async {
+                let (begun, rows, committed) = tokio::join!(
+                    client.batch_execute("begin read only"),
+                    client.query(statement, &parameters),
+                    client.batch_execute("commit"),
+                );
+                begun?;
+                let rows = rows?;
+                committed?;
+                Ok(rows)
+            })
+            .await?;
+        Ok(rows
+            .iter()
+            .map(|row| Key::new(row.get::<_, &str>(0)))
+            .collect())
+    }
+
+    /// See `Session::advance_backfill`.
+    pub(crate) async fn advance(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        to: &BackfillStep,
+    ) -> Result<(), Error> {
+        self.link
+            .within(
+                "moving a backfill on",
+                1,
+                self.write_claim(epoch, sync, &[], &[], Some(to)),
+            )
+            .await
+            .map(drop)
+    }
+}
+
+impl Prepared {
+    /// How many of `keys` to read at once so that about `max_bytes` come back. The price of a wrong
+    /// guess is a read that is cut short: what is behind the limit was rendered for nothing.
+    fn chunk(&self, keys: usize, max_bytes: usize) -> usize {
+        let row_bytes = usize::try_from(self.row_bytes.load(Ordering::Relaxed))
+            .unwrap_or(1)
+            .max(1);
+        (max_bytes / row_bytes).clamp(1, keys.max(1)).min(keys)
+    }
+
+    /// Moves the guess halfway to what was seen.
+    fn learn(&self, read: &Read) {
+        if let Some(seen) = read.bytes.checked_div(read.rows.len()) {
+            let seen = u64::try_from(seen).unwrap_or(u64::MAX);
+            let before = self.row_bytes.load(Ordering::Relaxed);
+            self.row_bytes.store(
+                (before / 2).saturating_add(seen / 2).max(1),
+                Ordering::Relaxed,
+            );
+        }
+    }
+}
+
+/// The statements that end claims and begin backfills, on the control connection.
+pub(crate) struct Settler {
+    settle: Statement,
+    start_backfill: Statement,
+}
+
+impl Settler {
+    pub(crate) async fn open(settings: &Settings, link: &Link) -> Result<Self, Error> {
+        let (settle, start) = (settings.sql(SETTLE), settings.sql(START_BACKFILL));
+        let client = link.client();
+        let (settle, start_backfill) = link
+            .call("preparing to settle", 4, Place::Own, async {
+                tokio::try_join!(client.prepare(&settle), client.prepare(&start))
+            })
+            .await?;
+        Ok(Self {
+            settle,
+            start_backfill,
+        })
+    }
+
+    /// See `Session::settle`.
+    pub(crate) async fn settle(
+        &self,
+        link: &Link,
+        epoch: Epoch,
+        request: &SettleRequest,
+        syncs: &HashMap<SyncId, SyncSource>,
+    ) -> Result<(), Error> {
+        let doing = "settling claims";
+        let name = |id: &SyncId| syncs.get(id).map(|sync| sync.name.as_str());
+        let claims: Vec<i64> = request.claims.iter().map(|claim| claim.0).collect();
+
+        // One statement may touch a row once only: the last word on a key counts.
+        let mut told = HashSet::new();
+        let mut dead: [Vec<&str>; 4] = Default::default();
+        let mut kv_names: Vec<Option<&str>> = Vec::new();
+        let details: Vec<String> =
+            // Text in Postgres holds no NUL.
+            request.dead.iter().map(|letter| letter.poison.detail.replace('\0', "")).collect();
+        for (letter, detail) in request.dead.iter().zip(&details).rev() {
+            let Some(sync) = name(&letter.sync) else {
+                continue;
+            };
+            if told.insert((letter.sync, &letter.key)) {
+                dead[0].push(sync);
+                dead[1].push(letter.key.as_str());
+                dead[2].push(letter.poison.reason.as_str());
+                dead[3].push(detail);
+                kv_names.push(letter.kv_name.as_deref());
+            }
+        }
+        let (cleared_syncs, cleared_keys): (Vec<&str>, Vec<&str>) = request
+            .cleared
+            .iter()
+            .filter(|(sync, key)| !told.contains(&(*sync, key)))
+            .filter_map(|(sync, key)| Some((name(sync)?, key.as_str())))
+            .unzip();
+        let [dead_syncs, dead_keys, reasons, details] = dead;
+        let row = link
+            .call(
+                doing,
+                1,
+                Place::Own,
+                link.client().query_one(
+                    &self.settle,
+                    &[
+                        &epoch.0,
+                        &claims,
+                        &cleared_syncs,
+                        &cleared_keys,
+                        &dead_syncs,
+                        &dead_keys,
+                        &kv_names,
+                        &reasons,
+                        &details,
+                    ],
+                ),
+            )
+            .await?;
+        if row.get(0) {
+            Ok(())
+        } else {
+            Err(Error::fenced(doing))
+        }
+    }
+
+    /// See `Session::start_backfill`.
+    pub(crate) async fn start_backfill(
+        &self,
+        link: &Link,
+        epoch: Epoch,
+        sync: &SyncSource,
+        reason: &str,
+        markers: &[OutboxId],
+    ) -> Result<(), Error> {
+        let doing = "beginning a backfill";
+        let markers: Vec<i64> = markers.iter().map(|id| id.0).collect();
+        let row = link
+            .call(
+                doing,
+                1,
+                Place::Own,
+                link.client().query_one(
+                    &self.start_backfill,
+                    &[&epoch.0, &sync.name, &reason, &markers],
+                ),
+            )
+            .await?;
+        if row.get(0) {
+            Ok(())
+        } else {
+            Err(Error::fenced(doing))
+        }
+    }
+}

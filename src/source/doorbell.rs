@@ -1,0 +1,59 @@
+//! The LISTEN connection: a hint that the outbox may hold something new.
+//!
+//! A ring is never more than a hint: it may be folded with others, and it is lost with its
+//! connection. The fallback poll and the fetch after each new connection make up for that. The
+//! session never opens a transaction, which would hold the server's notification queue.
+
+use tokio::sync::mpsc;
+
+use super::Settings;
+use super::error::{Error, Place};
+use super::link::{Link, Role};
+
+/// Rings when a writer commits while the daemon sleeps.
+pub struct Doorbell {
+    rings: mpsc::Receiver<()>,
+    /// Holds the connection; in poll-only mode the sender that keeps `rings` open and silent.
+    _holder: Holder,
+}
+
+enum Holder {
+    Connection(#[expect(dead_code, reason = "dropping it ends the connection")] Link),
+    PollOnly(#[expect(dead_code, reason = "dropping it would close the channel")] mpsc::Sender<()>),
+}
+
+impl Doorbell {
+    /// Connects and listens; in poll-only mode does neither.
+    pub(crate) async fn open(settings: &Settings) -> Result<Self, Error> {
+        // One place: a second ring before the first is heard says nothing more.
+        let (bell, rings) = mpsc::channel(1);
+        if !settings.doorbell {
+            return Ok(Self {
+                rings,
+                _holder: Holder::PollOnly(bell),
+            });
+        }
+        let link = Link::open(settings, Role::Listen, Some(bell)).await?;
+        // The schema's name is checked to be a plain identifier, and is the channel's name.
+        let listen = format!("listen {}", settings.schema);
+        link.call(
+            "listening for changes",
+            1,
+            Place::Own,
+            link.client().batch_execute(&listen),
+        )
+        .await?;
+        Ok(Self {
+            rings,
+            _holder: Holder::Connection(link),
+        })
+    }
+
+    /// Waits for a ring. `None`: the connection is gone, and rings may have been lost. In
+    /// poll-only mode it never returns.
+    ///
+    /// Cancel-safety: a ring is taken only when it is returned.
+    pub async fn rung(&mut self) -> Option<()> {
+        self.rings.recv().await
+    }
+}

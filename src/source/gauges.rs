@@ -1,0 +1,102 @@
+//! Numbers about the database for metrics: cheap to get, mostly estimates.
+//!
+//! Owns one query. Nothing here decides anything.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use tokio_postgres::types::ToSql;
+
+use super::error::{Error, Place};
+use super::link::Link;
+use super::session::Gauges;
+use super::{Settings, SyncSource};
+use crate::change::SyncId;
+
+/// The oldest row is looked for from where it was last time: what is below is dead and would be
+/// waded through on each look.
+const NUMBERS: &str = "\
+    select
+      coalesce(s.n_live_tup, 0), coalesce(s.n_dead_tup, 0), o.id, o.age,
+      (select count(*) from pg2kv.claim), pg_notification_queue_usage(),
+      (select extract(epoch from max(clock_timestamp() - t.at))::float8 from (
+         select min(xact_start) as at from pg_stat_activity
+         where datname = current_database() and pid <> pg_backend_pid()
+         union all select min(prepared) from pg_prepared_xacts where database = current_database()
+       ) as t)
+    from (select 'pg2kv.outbox'::regclass as outbox) as r
+    left join pg_stat_all_tables as s on s.relid = r.outbox
+    left join lateral (
+      select id, extract(epoch from clock_timestamp() - at)::float8 as age
+      from pg2kv.outbox where id >= $1 order by id limit 1
+    ) as o on true";
+
+const DEAD: &str = "select sync, reason, count(*) from pg2kv.dead_letter group by sync, reason";
+
+/// What is remembered between two looks.
+pub(crate) struct Watch {
+    numbers: String,
+    dead: String,
+    oldest: AtomicI64,
+}
+
+impl Watch {
+    pub(crate) fn open(settings: &Settings) -> Self {
+        Self {
+            numbers: settings.sql(NUMBERS),
+            dead: settings.sql(DEAD),
+            oldest: AtomicI64::new(0),
+        }
+    }
+
+    /// See `Session::gauges`.
+    pub(crate) async fn gauges(
+        &self,
+        link: &Link,
+        syncs: &HashMap<SyncId, SyncSource>,
+    ) -> Result<Gauges, Error> {
+        let client = link.client();
+        let oldest = self.oldest.load(Ordering::Relaxed);
+        let parameters: [&(dyn ToSql + Sync); 1] = [&oldest];
+        let (row, dead) = link
+            .call("counting for metrics", 4, Place::Own, async {
+                tokio::try_join!(
+                    client.query_one(&self.numbers, &parameters),
+                    client.query(&self.dead, &[])
+                )
+            })
+            .await?;
+        if let Some(id) = row.get(2) {
+            self.oldest.store(id, Ordering::Relaxed);
+        }
+        let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
+        let age = |at: usize| {
+            row.get::<_, Option<f64>>(at)
+                .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default())
+        };
+        let by_name: HashMap<&str, SyncId> = syncs
+            .values()
+            .map(|sync| (sync.name.as_str(), sync.id))
+            .collect();
+        Ok(Gauges {
+            outbox_rows: count(0),
+            outbox_dead_rows: count(1),
+            oldest_age: age(3),
+            claims: count(4),
+            notify_queue_usage: row.get(5),
+            oldest_transaction_age: age(6),
+            dead_letters: dead
+                .iter()
+                .filter_map(|row| {
+                    let sync = *by_name.get(row.get::<_, &str>(0))?;
+                    Some((
+                        sync,
+                        row.get(1),
+                        u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
+                    ))
+                })
+                .collect(),
+        })
+    }
+}

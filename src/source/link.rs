@@ -1,0 +1,284 @@
+//! One connection to Postgres: opened, set up, driven, and given up when it does not answer.
+//!
+//! **Invariant:** no await on the server is without a deadline. Statements over one link go one
+//! group at a time, so that a deadline counts from when the server can begin.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::sync::CancellationToken;
+
+use super::error::{Error, Kind, Place};
+use super::{SERVER_VERSION_MIN, Settings, TlsMode, tls};
+
+/// What the client grants on top of the server's own limits before it gives up, for the way there
+/// and back and for a server that is slow to cancel.
+const GRACE: Duration = Duration::from_secs(5);
+/// `lock_timeout` of every session: claims and settles meet only short locks.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a connection is for; decides some of its session settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Holds the advisory lock; the server closes it when it is silent for the lease's ttl.
+    Lease,
+    /// LISTEN only.
+    Listen,
+    /// Fetch, settle and other short statements.
+    Control,
+    /// Claims and rows.
+    Work,
+    /// The backfill's claims, rows and walks.
+    Bulk,
+    /// Nothing is set up: the session may turn out to be another client's (a pooler).
+    Raw,
+}
+
+impl Role {
+    const fn opening(self) -> &'static str {
+        match self {
+            Self::Lease => "opening the lease connection to Postgres",
+            Self::Listen => "opening the listening connection to Postgres",
+            Self::Control | Self::Work | Self::Bulk => "opening a working connection to Postgres",
+            Self::Raw => "connecting to Postgres",
+        }
+    }
+}
+
+/// One connection.
+pub(crate) struct Link {
+    client: Client,
+    gate: Mutex<()>,
+    down: CancellationToken,
+    task: AbortHandle,
+    statement_limit: Duration,
+}
+
+/// Where notifications of a connection go: a full channel already says all there is to say.
+pub(crate) type Bell = mpsc::Sender<()>;
+
+impl Link {
+    /// Opens a connection and sets its session up.
+    ///
+    /// # Errors
+    /// Any [`Kind`] but `Fenced`, `Row` and `Relation`.
+    pub(crate) async fn open(
+        settings: &Settings,
+        role: Role,
+        bell: Option<Bell>,
+    ) -> Result<Self, Error> {
+        let link = Self::connect(settings, role, bell).await?;
+        if role != Role::Raw {
+            link.set_up(settings, role).await?;
+        }
+        Ok(link)
+    }
+
+    async fn connect(settings: &Settings, role: Role, bell: Option<Bell>) -> Result<Self, Error> {
+        let mut config = settings.config.clone();
+        config.connect_timeout(settings.connect_timeout);
+        match &settings.tls {
+            TlsMode::Disable => {
+                config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+                Self::drive(settings, &config, role, bell, NoTls).await
+            }
+            TlsMode::Verified { roots, verify_host } => {
+                config.ssl_mode(tokio_postgres::config::SslMode::Require);
+                let tls = tls::client_config(roots.as_deref(), *verify_host)?;
+                Self::drive(settings, &config, role, bell, MakeRustlsConnect::new(tls)).await
+            }
+        }
+    }
+
+    async fn drive<T>(
+        settings: &Settings,
+        config: &tokio_postgres::Config,
+        role: Role,
+        bell: Option<Bell>,
+        tls: T,
+    ) -> Result<Self, Error>
+    where
+        T: MakeTlsConnect<Socket>,
+        T::Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        // The driver's own timeout covers the socket of each address; this one covers the rest:
+        // name resolution, TLS, authentication.
+        let hosts = config
+            .get_hosts()
+            .len()
+            .max(config.get_hostaddrs().len())
+            .max(1);
+        let limit = settings.connect_timeout * u32::try_from(hosts).unwrap_or(u32::MAX) + GRACE;
+        let (client, connection) = tokio::time::timeout(limit, config.connect(tls))
+            .await
+            .map_err(|_| Error::deadline(role.opening(), limit))?
+            .map_err(|error| Error::from_driver(Place::Connect, role.opening(), error))?;
+        let down = CancellationToken::new();
+        let task = tokio::spawn(pump(connection, bell, down.clone())).abort_handle();
+        Ok(Self {
+            client,
+            gate: Mutex::new(()),
+            down,
+            task,
+            statement_limit: settings.statement_timeout,
+        })
+    }
+
+    /// One batch that makes the session independent of what role, database or server are set to.
+    async fn set_up(&self, settings: &Settings, role: Role) -> Result<(), Error> {
+        let doing = "setting up a session";
+        let idle = if role == Role::Lease {
+            settings.lease_ttl
+        } else {
+            Duration::ZERO
+        };
+        let batch = format!(
+            "set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'iso_8601';\
+             set bytea_output = 'hex'; set extra_float_digits = 1; set row_security = off;\
+             set search_path = pg_catalog; set client_min_messages = warning;\
+             set standard_conforming_strings = on;\
+             set default_transaction_isolation = 'read committed';\
+             set default_transaction_deferrable = off;\
+             set statement_timeout = {statement}; set lock_timeout = {lock};\
+             set idle_in_transaction_session_timeout = {statement}; set jit = off;\
+             {synchronous}{planner}",
+            statement = settings.statement_timeout.as_millis(),
+            lock = LOCK_TIMEOUT.as_millis(),
+            synchronous = SYNCHRONOUS,
+            planner = match role {
+                Role::Control => PLANNER_CONTROL,
+                Role::Work => PLANNER_WORK,
+                Role::Bulk => PLANNER_BULK,
+                Role::Lease | Role::Listen | Role::Raw => "",
+            },
+        );
+        self.call(doing, 1, Place::Own, self.client.batch_execute(&batch))
+            .await?;
+        let version: i32 = self
+            .call(doing, 2, Place::Own, self.client.query_one(VERSION, &[]))
+            .await?
+            .get(0);
+        if version < SERVER_VERSION_MIN {
+            return Err(Error::new(
+                Kind::Refused,
+                doing,
+                format!(
+                    "the server is PostgreSQL {}; 14 or later is needed",
+                    version / 10_000
+                ),
+            ));
+        }
+        // A setting of its own, after the version is known to have it.
+        let idle = format!("set idle_session_timeout = {}", idle.as_millis());
+        self.call(doing, 1, Place::Own, self.client.batch_execute(&idle))
+            .await
+    }
+
+    /// The driver's handle. Use it inside the future given to [`Self::call`] only.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Runs one group of statements under a deadline of so many statements.
+    ///
+    /// Cancel-safety: a dropped call leaves its statements running on the server; the connection
+    /// stays in step, and what they did is unknown to the caller.
+    ///
+    /// # Errors
+    /// The driver's, classified by `place`; [`Kind::Connection`] when the deadline passes, which
+    /// ends the connection.
+    pub(crate) async fn call<T>(
+        &self,
+        doing: &str,
+        statements: u32,
+        place: Place,
+        group: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
+        self.within(doing, statements, async {
+            group
+                .await
+                .map_err(|error| Error::from_driver(place, doing, error))
+        })
+        .await
+    }
+
+    /// [`Self::call`] for a group that classifies its failures itself.
+    pub(crate) async fn within<T>(
+        &self,
+        doing: &str,
+        statements: u32,
+        group: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let _turn = self.gate.lock().await;
+        let limit = self.statement_limit * statements + GRACE;
+        match tokio::time::timeout(limit, group).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.task.abort();
+                Err(Error::deadline(doing, limit))
+            }
+        }
+    }
+
+    /// Resolves when the connection is gone.
+    pub(crate) async fn closed(&self) {
+        self.down.cancelled().await;
+    }
+
+    /// Ends the connection in an orderly way: the server sees a farewell.
+    pub(crate) async fn close(self) {
+        let Self {
+            client, down, task, ..
+        } = self;
+        drop(client);
+        if tokio::time::timeout(GRACE, down.cancelled()).await.is_err() {
+            task.abort();
+        }
+    }
+}
+
+const VERSION: &str = "select current_setting('server_version_num')::int4";
+
+/// Claims must be on disk before a write to KV goes out. A stronger setting of the role
+/// (`remote_apply`) is kept; weaker ones (`off`, `local`, `remote_write`) become `on`.
+const SYNCHRONOUS: &str = "\
+    select pg_catalog.set_config('synchronous_commit',\
+        case pg_catalog.current_setting('synchronous_commit')\
+        when 'remote_apply' then 'remote_apply' else 'on' end, false);";
+
+/// The outbox has one index, and its statistics swing between nothing and millions: a plan that
+/// reads the table or sorts would pay for every dead row.
+const PLANNER_CONTROL: &str =
+    "set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off;";
+/// Keys are looked up through an index, and outbox rows deleted by id.
+const PLANNER_WORK: &str = "set enable_seqscan = off;";
+/// A walk's plan depends on how many rows it asks for.
+const PLANNER_BULK: &str = "set enable_seqscan = off; set plan_cache_mode = force_custom_plan;";
+
+/// Drives a connection until it ends. Notices are dropped: they may quote rows.
+async fn pump<T>(mut connection: Connection<Socket, T>, bell: Option<Bell>, down: CancellationToken)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let _down = down.drop_guard();
+    while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+        if let (AsyncMessage::Notification(_), Some(bell)) = (message, &bell) {
+            // Full means that a ring is waiting to be heard already.
+            let _ = bell.try_send(());
+        }
+    }
+}
+
+/// Several links of one session share an end: whichever goes first.
+pub(crate) async fn any_closed(links: &[&Arc<Link>]) {
+    let ends: Vec<_> = links.iter().map(|link| Box::pin(link.closed())).collect();
+    futures_util::future::select_all(ends).await;
+}

@@ -1,0 +1,321 @@
+//! The outbox: fetching what is new, falling asleep, and deleting what is redundant.
+//!
+//! Owns the order of steps that makes both safe (the bell, the look at holders, the fetch); which
+//! ids may still turn up is `frontier`'s. Sees keys only, never rows.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row as DriverRow, Statement};
+
+use super::Settings;
+use super::error::{Error, Kind, Place};
+use super::frontier::{Frontier, Holder, Range};
+use super::link::Link;
+use super::session::{FetchMode, Fetched};
+use crate::change::{Change, Changed, Epoch, Key, OutboxId, SyncId};
+
+/// A page of what is new. Age by the server's clock, so that clocks need not agree.
+const PAGE: &str = "\
+    select id, sync, key::text, extract(epoch from clock_timestamp() - at)::float8
+    from pg2kv.outbox where id > $1 order by id limit $2";
+
+/// Ids that turned up late. The ranges are ascending and disjoint, so the nested loop gives the
+/// rows in order of their ids.
+const PROBE: &str = "\
+    select o.id, o.sync, o.key, o.age
+    from unnest($1::int8[], $2::int8[]) as r(low, high)
+    cross join lateral (
+      select id, sync, key::text as key,
+        extract(epoch from clock_timestamp() - at)::float8 as age
+      from pg2kv.outbox where id between r.low and r.high order by id limit $3
+    ) as o
+    limit $3";
+
+/// Who may have drawn ids that are not visible yet. Our own sessions delete, never insert.
+const LOOK: &str = "\
+    select virtualtransaction from pg_locks
+    where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
+      and relation = $1::text::regclass::oid
+      and database = (select oid from pg_database where datname = current_database())
+      and (pid is null or pid <> all ($2::int4[]))";
+
+/// `synchronous_commit` is off for this one transaction: a bell that a crash forgets is set anew by
+/// the next session, and the flush would cost each falling asleep a wait for the disk.
+const RING_UNTIL: &str = "\
+    select set_config('synchronous_commit', 'off', true),
+      setval('pg2kv.bell', ceil(extract(epoch from clock_timestamp()) + $1::float8)::int8)";
+
+const SILENCE: &str = "\
+    select set_config('synchronous_commit', 'off', true), setval('pg2kv.bell', 0)";
+
+/// A sequence that was never called has handed out nothing.
+const DRAWN: &str = "\
+    select case when is_called then last_value else last_value - 1 end from pg2kv.outbox_id_seq";
+
+const COMPACT: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    gone as (
+      delete from pg2kv.outbox as o using unnest($2::int8[]) as u(id)
+      where o.id = u.id and exists (select from fence)
+    )
+    select exists (select from fence)";
+
+/// The outbox as one session sees it. See the module.
+pub(crate) struct Outbox {
+    page: Statement,
+    probe: Statement,
+    look: Statement,
+    ring_until: Statement,
+    silence: Statement,
+    compact: Statement,
+    name: String,
+    /// Server processes of this session.
+    own: Vec<i32>,
+    doorbell: bool,
+    /// How long one setting of the bell lasts.
+    ring_for: Duration,
+    syncs: HashMap<String, SyncId>,
+    state: Mutex<State>,
+}
+
+struct State {
+    frontier: Frontier,
+    /// Until when the bell was set, or `None` where it is known to be silent.
+    bell: Bell,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bell {
+    /// A session before this one may have left it set.
+    Unknown,
+    Silent,
+    SetUntil(Instant),
+}
+
+impl Outbox {
+    /// Prepares the statements and notes where the sequence stands.
+    pub(crate) async fn open(
+        settings: &Settings,
+        link: &Link,
+        own: Vec<i32>,
+        syncs: HashMap<String, SyncId>,
+    ) -> Result<Self, Error> {
+        let doing = "preparing to read the outbox";
+        let (page, probe, look) = (settings.sql(PAGE), settings.sql(PROBE), settings.sql(LOOK));
+        let (ring_until, silence) = (settings.sql(RING_UNTIL), settings.sql(SILENCE));
+        let (compact, drawn) = (settings.sql(COMPACT), settings.sql(DRAWN));
+        let client = link.client();
+        let (page, probe, look, ring_until, silence, compact, drawn) = link
+            .call(doing, 8, Place::Own, async {
+                tokio::try_join!(
+                    client.prepare(&page),
+                    client.prepare(&probe),
+                    client.prepare(&look),
+                    client.prepare(&ring_until),
+                    client.prepare(&silence),
+                    client.prepare(&compact),
+                    client.query_one(&drawn, &[]),
+                )
+            })
+            .await?;
+        let state = State {
+            frontier: Frontier::new(drawn.get(0)),
+            bell: Bell::Unknown,
+        };
+        Ok(Self {
+            page,
+            probe,
+            look,
+            ring_until,
+            silence,
+            compact,
+            name: settings.sql("pg2kv.outbox"),
+            own,
+            doorbell: settings.doorbell,
+            ring_for: settings.poll_interval * 2,
+            syncs,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// See `Session::fetch`.
+    ///
+    /// Cancel-safety: the frontier moves after the last await, so a dropped fetch returns its rows
+    /// to the next one.
+    pub(crate) async fn fetch(
+        &self,
+        link: &Link,
+        mode: FetchMode,
+        limit: usize,
+    ) -> Result<Fetched, Error> {
+        let mut state = self.state.lock().await;
+        let asleep = mode == FetchMode::FallingAsleep && self.doorbell;
+        let looks = asleep || state.frontier.has_gaps();
+        let rows_max = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
+        let high = state.frontier.high();
+        // Half of its time is left at the least, however long the next poll takes to come.
+        let set_bell = asleep
+            && !matches!(state.bell, Bell::SetUntil(end)
+                if end.saturating_duration_since(Instant::now()) > self.ring_for.mul_f32(0.75));
+
+        // Bell, look, page: sent in this order in one go, and the server keeps the order. A writer
+        // that the look does not show read the bell after it was set, or is visible to the page.
+        let after: [&(dyn ToSql + Sync); 2] = [&high, &rows_max];
+        let set_at = Instant::now();
+        let (holders, page) = link
+            .call("fetching from the outbox", 3, Place::Own, async {
+                let (_, holders, page) = tokio::try_join!(
+                    self.set_bell(link, set_bell),
+                    self.look(link, looks),
+                    link.client().query(&self.page, &after),
+                )?;
+                Ok((holders, page))
+            })
+            .await?;
+        if set_bell {
+            state.bell = Bell::SetUntil(set_at + self.ring_for);
+        }
+
+        let due = if looks {
+            state.frontier.look(&holders)
+        } else {
+            Vec::new()
+        };
+        let late = if due.is_empty() {
+            Vec::new()
+        } else {
+            let late = self.probe(link, &due, rows_max).await?;
+            state.frontier.probed(&ids(&late)?, late.len() < limit);
+            late
+        };
+        state.frontier.page(&ids(&page)?);
+
+        if mode == FetchMode::Awake && self.doorbell && state.bell != Bell::Silent {
+            // After the rows, which must not wait for it. It is sent before this returns, so a
+            // later setting of the bell comes later on the server too. Whether it worked does not
+            // matter: a bell left set costs writers a NOTIFY and runs out by itself.
+            let silence = link.client().query(&self.silence, &[]);
+            let _ = futures_util::FutureExt::now_or_never(silence);
+            state.bell = Bell::Silent;
+        }
+
+        let more = page.len() >= limit || (!due.is_empty() && late.len() >= limit);
+        let mut fetched = Fetched {
+            changes: Vec::new(),
+            ignored: 0,
+            more,
+            writers: asleep && !holders.is_empty(),
+        };
+        for row in late.iter().chain(&page) {
+            match self.change(row)? {
+                Some(change) => fetched.changes.push(change),
+                None => fetched.ignored += 1,
+            }
+        }
+        Ok(fetched)
+    }
+
+    async fn set_bell(&self, link: &Link, wanted: bool) -> Result<(), tokio_postgres::Error> {
+        if wanted {
+            let seconds = self.ring_for.as_secs_f64();
+            link.client().query(&self.ring_until, &[&seconds]).await?;
+        }
+        Ok(())
+    }
+
+    async fn look(
+        &self,
+        link: &Link,
+        wanted: bool,
+    ) -> Result<BTreeSet<Holder>, tokio_postgres::Error> {
+        if !wanted {
+            return Ok(BTreeSet::new());
+        }
+        let rows = link
+            .client()
+            .query(&self.look, &[&self.name, &self.own])
+            .await?;
+        Ok(rows
+            .iter()
+            .filter_map(|row| Holder::parse(row.get(0)))
+            .collect())
+    }
+
+    async fn probe(
+        &self,
+        link: &Link,
+        ranges: &[Range],
+        rows_max: i64,
+    ) -> Result<Vec<DriverRow>, Error> {
+        let low: Vec<i64> = ranges.iter().map(|range| range.low).collect();
+        let high: Vec<i64> = ranges.iter().map(|range| range.high).collect();
+        link.call(
+            "looking for late changes in the outbox",
+            1,
+            Place::Own,
+            link.client().query(&self.probe, &[&low, &high, &rows_max]),
+        )
+        .await
+    }
+
+    fn change(&self, row: &DriverRow) -> Result<Option<Change>, Error> {
+        let read = || -> Result<_, tokio_postgres::Error> {
+            Ok((
+                row.try_get::<_, i64>(0)?,
+                row.try_get::<_, &str>(1)?,
+                row.try_get::<_, Option<&str>>(2)?,
+                row.try_get::<_, f64>(3)?,
+            ))
+        };
+        let (id, sync, key, age) = read().map_err(unreadable)?;
+        let Some(&sync) = self.syncs.get(sync) else {
+            return Ok(None);
+        };
+        Ok(Some(Change {
+            id: OutboxId(id),
+            sync,
+            what: key.map_or(Changed::Everything, |key| Changed::Key(Key::new(key))),
+            // Negative where the server's clock was set back.
+            age: Duration::try_from_secs_f64(age).unwrap_or_default(),
+        }))
+    }
+
+    /// See `Session::compact`.
+    pub(crate) async fn compact(
+        &self,
+        link: &Link,
+        epoch: Epoch,
+        ids: &[OutboxId],
+    ) -> Result<(), Error> {
+        let doing = "deleting redundant rows of the outbox";
+        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let row = link
+            .call(
+                doing,
+                1,
+                Place::Own,
+                link.client().query_one(&self.compact, &[&epoch.0, &ids]),
+            )
+            .await?;
+        if row.get(0) {
+            Ok(())
+        } else {
+            Err(Error::fenced(doing))
+        }
+    }
+}
+
+fn ids(rows: &[DriverRow]) -> Result<Vec<i64>, Error> {
+    rows.iter()
+        .map(|row| row.try_get(0).map_err(unreadable))
+        .collect()
+}
+
+fn unreadable(error: tokio_postgres::Error) -> Error {
+    // Our own tables with columns of other types: somebody changed them.
+    Error::new(Kind::Refused, "reading the outbox", error.to_string())
+        .with_hint("compare the schema with install.sql of this version")
+}

@@ -1,0 +1,201 @@
+//! What a new leader loads: claims, backfills, and whether this is still the same database.
+//!
+//! Owns the identity guard. Keeps nothing itself.
+
+use std::collections::HashMap;
+
+use super::error::{Error, Kind, Place};
+use super::link::Link;
+use super::session::{Backfill, Identity, Phase, Recovered};
+use super::{SCHEMA_VERSION, Settings, SyncSource};
+use crate::change::{ClaimId, Epoch, Key, SyncId};
+
+const VERSION: &str = "select schema_version from pg2kv.meta";
+
+/// The timeline of the log that is being written, not of the last checkpoint, which comes later.
+const IDENTITY: &str = "\
+    select (select system_identifier::text from pg_control_system()),
+      ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4,
+      oid::int8
+    from pg_database where datname = current_database()";
+
+/// Stores who we are, and, where that changed, begins a walk of each configured sync; all others
+/// count as never walked, for when they are configured again. One transaction: either both or none.
+const ADOPT: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    before as (select identity from pg2kv.meta),
+    verdict as (
+      select identity is not null and identity <> $2::text::jsonb as changed from before
+    ),
+    stored as (
+      update pg2kv.meta set identity = $2::text::jsonb
+      where identity is distinct from $2::text::jsonb and exists (select from fence)
+    ),
+    begun as (
+      insert into pg2kv.backfill as b (sync, reason, phase)
+      select s.name, 'identity', 'rows' from fence, verdict, unnest($3::text[]) as s(name)
+      where verdict.changed
+      on conflict (sync) do update set reason = excluded.reason, phase = 'rows', position = null,
+        cursor = null, done = 0, started_at = clock_timestamp(), updated_at = clock_timestamp()
+    ),
+    forgotten as (
+      update pg2kv.sync set backfilled_at = null
+      where (select changed from verdict) and exists (select from fence)
+    )
+    select exists (select from fence), (select changed from verdict)";
+
+const CLAIMS: &str = "select id, sync, keys::text[] from pg2kv.claim order by id";
+
+const BACKFILLS: &str = "\
+    select sync, reason, phase, position::text, cursor, done, estimate from pg2kv.backfill \
+    order by started_at";
+
+const DEAD: &str = "select sync, count(*) from pg2kv.dead_letter group by sync";
+
+const NEW: &str = "\
+    select name from pg2kv.sync as s where backfilled_at is null
+      and not exists (select from pg2kv.backfill as b where b.sync = s.name)";
+
+/// Refuses a database without our schema, or with another version of it.
+pub(crate) async fn require_schema(settings: &Settings, link: &Link) -> Result<(), Error> {
+    let doing = format!("looking for schema {}", settings.schema);
+    let sql = settings.sql(VERSION);
+    let row = link
+        .call(&doing, 2, Place::Own, link.client().query_opt(&sql, &[]))
+        .await?;
+    let version: i32 = row.map_or(0, |row| row.get(0));
+    if version == SCHEMA_VERSION {
+        return Ok(());
+    }
+    let hint = if version < SCHEMA_VERSION {
+        "run `pg2kv install`, or `psql -f install.sql`, of this version of pg2kv"
+    } else {
+        "use a version of pg2kv at least as new as the one that installed it"
+    };
+    Err(Error::new(
+        Kind::Refused,
+        doing,
+        format!("it has version {version}; this program works with version {SCHEMA_VERSION}"),
+    )
+    .with_hint(hint))
+}
+
+/// See `Session::open`.
+pub(crate) async fn load(
+    settings: &Settings,
+    link: &Link,
+    syncs: &[SyncSource],
+    epoch: Epoch,
+) -> Result<Recovered, Error> {
+    let identity = identity(link).await?;
+    let identity_changed = adopt(settings, link, syncs, epoch, &identity).await?;
+
+    let doing = "loading what the leader before left";
+    let ids: HashMap<&str, SyncId> = syncs
+        .iter()
+        .map(|sync| (sync.name.as_str(), sync.id))
+        .collect();
+    let (claims, backfills) = (settings.sql(CLAIMS), settings.sql(BACKFILLS));
+    let (dead, new) = (settings.sql(DEAD), settings.sql(NEW));
+    let client = link.client();
+    let (claims, backfills, dead, new) = link
+        .call(doing, 8, Place::Own, async {
+            tokio::try_join!(
+                client.query(&claims, &[]),
+                client.query(&backfills, &[]),
+                client.query(&dead, &[]),
+                client.query(&new, &[]),
+            )
+        })
+        .await?;
+    // Rows of syncs that are not configured stay where they are.
+    let sync_of = |name: &str| ids.get(name).copied();
+    Ok(Recovered {
+        claims: claims
+            .iter()
+            .filter_map(|row| {
+                let keys = row
+                    .get::<_, Vec<&str>>(2)
+                    .into_iter()
+                    .map(Key::new)
+                    .collect();
+                Some((ClaimId(row.get(0)), sync_of(row.get(1))?, keys))
+            })
+            .collect(),
+        backfills: backfills
+            .iter()
+            .filter_map(|row| {
+                Some(Backfill {
+                    sync: sync_of(row.get(0))?,
+                    reason: row.get(1),
+                    phase: if row.get::<_, &str>(2) == "rows" {
+                        Phase::Rows
+                    } else {
+                        Phase::Keys
+                    },
+                    position: row.get(3),
+                    cursor: row.get(4),
+                    done: u64::try_from(row.get::<_, i64>(5)).unwrap_or(0),
+                    estimate: row
+                        .get::<_, Option<i64>>(6)
+                        .and_then(|estimate| u64::try_from(estimate).ok()),
+                })
+            })
+            .collect(),
+        dead: dead
+            .iter()
+            .filter_map(|row| {
+                Some((
+                    sync_of(row.get(0))?,
+                    u64::try_from(row.get::<_, i64>(1)).unwrap_or(0),
+                ))
+            })
+            .collect(),
+        identity,
+        identity_changed,
+        new_syncs: new.iter().filter_map(|row| sync_of(row.get(0))).collect(),
+    })
+}
+
+async fn identity(link: &Link) -> Result<Identity, Error> {
+    let doing = "asking which database this is";
+    let row = link
+        .call(doing, 2, Place::Own, link.client().query_one(IDENTITY, &[]))
+        .await?;
+    Ok(Identity {
+        system_identifier: row.get(0),
+        timeline: row.get::<_, i32>(1).cast_unsigned(),
+        database: u32::try_from(row.get::<_, i64>(2)).unwrap_or(0),
+    })
+}
+
+async fn adopt(
+    settings: &Settings,
+    link: &Link,
+    syncs: &[SyncSource],
+    epoch: Epoch,
+    identity: &Identity,
+) -> Result<bool, Error> {
+    let doing = "storing which database this is";
+    let names: Vec<&str> = syncs.iter().map(|sync| sync.name.as_str()).collect();
+    let text = serde_json::json!({
+        "system_identifier": identity.system_identifier,
+        "timeline": identity.timeline,
+        "database": identity.database,
+    })
+    .to_string();
+    let sql = settings.sql(ADOPT);
+    let row = link
+        .call(
+            doing,
+            2,
+            Place::Own,
+            link.client().query_one(&sql, &[&epoch.0, &text, &names]),
+        )
+        .await?;
+    if row.get(0) {
+        Ok(row.get::<_, Option<bool>>(1).unwrap_or(false))
+    } else {
+        Err(Error::fenced(doing))
+    }
+}

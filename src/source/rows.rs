@@ -1,0 +1,409 @@
+//! The statements that read a watched table: documents by key, and keys in order.
+//!
+//! Owns how a key's text becomes typed columns and how a value expression becomes a statement.
+//! Identifiers come quoted from the catalog, never from the configuration; the operator's value and
+//! filter are put in as they are.
+
+use tokio_postgres::Statement;
+
+use super::error::{Error, Kind, Place};
+use super::link::Link;
+use super::{SyncSource, ValueSql};
+use crate::change::KV_VALUE_MAX_BYTES;
+
+/// Bytes of a row where the table's statistics say nothing.
+const ROW_BYTES_GUESS: u64 = 1_024;
+/// Longest identifier that PostgreSQL keeps whole.
+const NAME_MAX_BYTES: usize = 63;
+
+const RELATION: &str = "\
+    select c.oid::int8, format('%I.%I', n.nspname, c.relname), quote_ident(c.relname),
+      case when c.reltuples > 0
+        then (pg_table_size(c.oid) / greatest(c.reltuples, 1))::int8 end
+    from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+    where c.oid = to_regclass($1::text)::oid and c.relkind in ('r', 'p', 'm')";
+
+/// Key columns with the type to cast to, without its modifier (a cast to varchar(3) would cut), the
+/// type below domains, and the equality and order of the type's default B-tree operator class: with
+/// only pg_catalog in the search path a type of an extension (citext) would be compared as text.
+const KEY_COLUMNS: &str = "\
+    select k.name, a.attnum, quote_ident(a.attname), format_type(a.atttypid, -1), b.oid::int8,
+      o.equal, o.greater
+    from unnest($2::text[]) with ordinality as k(name, ord)
+    left join pg_attribute as a
+      on a.attrelid = $1::int8::oid and a.attname = k.name and a.attnum > 0 and not a.attisdropped
+    left join lateral (
+      with recursive below(oid, base) as (
+        select t.oid, t.typbasetype from pg_type as t where t.oid = a.atttypid
+        union all
+        select t.oid, t.typbasetype from below join pg_type as t on t.oid = below.base
+        where below.base <> 0
+      )
+      select oid from below where base = 0
+    ) as b on true
+    left join lateral (
+      select
+        max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 3)
+          as equal,
+        max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 5)
+          as greater
+      from pg_opclass as c
+      join pg_am as am on am.oid = c.opcmethod and am.amname = 'btree'
+      join pg_amop as m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype
+        and m.amoprighttype = c.opcintype and m.amoppurpose = 's'
+      join pg_operator as p on p.oid = m.amopopr
+      join pg_namespace as s on s.oid = p.oprnamespace
+      where c.opcintype = b.oid and c.opcdefault
+    ) as o on true
+    order by k.ord";
+
+/// Whole, valid B-tree indexes; the walk follows one that holds exactly the key columns.
+const INDEXES: &str = "\
+    select array(select unnest(i.indkey) limit i.indnkeyatts)
+    from pg_index as i join pg_class as c on c.oid = i.indexrelid
+    join pg_am as am on am.oid = c.relam and am.amname = 'btree'
+    where i.indrelid = $1::int8::oid and i.indisvalid and i.indpred is null and i.indexprs is null
+      and i.indnkeyatts = $2::int4 and 0 = all (i.indoption)
+    order by i.indisprimary desc, i.indisunique desc, i.indexrelid";
+
+const TIMESTAMPTZ_OID: i64 = 1_184;
+const BYTEA_OID: i64 = 17;
+
+/// The prepared reads of one sync on one connection.
+pub(crate) struct Plan {
+    /// `$1`: keys as `text[]`. Gives the key's place, its columns, the document.
+    pub(crate) rows: Statement,
+    /// `$1`: position or NULL, `$2`: limit.
+    pub(crate) walk: Statement,
+    /// The same without the filter, for when the filter fails for some row.
+    pub(crate) walk_all: Statement,
+    /// Number of key columns.
+    pub(crate) columns: usize,
+    /// Bytes of a row's document, a first guess.
+    pub(crate) row_bytes: u64,
+}
+
+/// A table as the catalog has it.
+struct Table {
+    name: String,
+    alias: String,
+    columns: Vec<KeyColumn>,
+    /// Key columns in the order of an index, as positions.
+    order: Vec<usize>,
+}
+
+struct KeyColumn {
+    name: String,
+    cast: String,
+    form: Form,
+    equal: String,
+    greater: String,
+}
+
+/// How a column stands in a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Timestamptz,
+    Bytea,
+}
+
+impl Plan {
+    /// Looks the table up and prepares its statements.
+    ///
+    /// # Errors
+    /// `Relation` where table or columns are not there or may not be read; `Connection`,
+    /// `Transient`.
+    pub(crate) async fn prepare(link: &Link, sync: &SyncSource) -> Result<Self, Error> {
+        let doing = format!("preparing to read {} for sync {}", sync.table, sync.name);
+        let (table, row_bytes) = look_up(link, sync, &doing).await?;
+        let (rows, walk, walk_all) = (
+            table.rows(sync, &doing)?,
+            table.walk(sync.filter.as_deref()),
+            table.walk(None),
+        );
+        let client = link.client();
+        let (rows, walk, walk_all) = link
+            .call(&doing, 3, Place::Relation, async {
+                tokio::try_join!(
+                    client.prepare(&rows),
+                    client.prepare(&walk),
+                    client.prepare(&walk_all)
+                )
+            })
+            .await
+            .map_err(while_preparing)?;
+        Ok(Self {
+            rows,
+            walk,
+            walk_all,
+            columns: table.columns.len(),
+            row_bytes,
+        })
+    }
+}
+
+/// No row was read yet, so a constant of the expression is at fault, not a row.
+fn while_preparing(error: Error) -> Error {
+    if error.kind() == Kind::Row {
+        error.into_relation()
+    } else {
+        error
+    }
+}
+
+async fn look_up(link: &Link, sync: &SyncSource, doing: &str) -> Result<(Table, u64), Error> {
+    let client = link.client();
+    let lost = |what: String| {
+        Error::new(Kind::Relation, doing, what)
+            .with_hint("name the table with its schema, and columns as they are in the catalog")
+    };
+    let found = link
+        .call(
+            doing,
+            2,
+            Place::Relation,
+            client.query_opt(RELATION, &[&sync.table]),
+        )
+        .await?
+        .ok_or_else(|| lost("there is no such table".to_owned()))?;
+    let oid: i64 = found.get(0);
+    let rows = link
+        .call(
+            doing,
+            2,
+            Place::Relation,
+            client.query(KEY_COLUMNS, &[&oid, &sync.key_columns]),
+        )
+        .await?;
+    let mut columns = Vec::new();
+    let mut numbers = Vec::new();
+    for row in &rows {
+        let number: Option<i16> = row.get(1);
+        let number =
+            number.ok_or_else(|| lost(format!("there is no column {}", row.get::<_, &str>(0))))?;
+        numbers.push(number);
+        let or_catalog = |operator: Option<String>, plain: &str| {
+            operator.unwrap_or_else(|| format!("operator(pg_catalog.{plain})"))
+        };
+        columns.push(KeyColumn {
+            name: row.get(2),
+            cast: row.get(3),
+            form: match row.get::<_, i64>(4) {
+                TIMESTAMPTZ_OID => Form::Timestamptz,
+                BYTEA_OID => Form::Bytea,
+                _ => Form::Plain,
+            },
+            equal: or_catalog(row.get(5), "="),
+            greater: or_catalog(row.get(6), ">"),
+        });
+    }
+    let count = i32::try_from(numbers.len()).unwrap_or(i32::MAX);
+    let indexes = link
+        .call(
+            doing,
+            2,
+            Place::Relation,
+            client.query(INDEXES, &[&oid, &count]),
+        )
+        .await?;
+    let order = indexes
+        .iter()
+        .find_map(|row| {
+            row.get::<_, Vec<i16>>(0)
+                .iter()
+                .map(|number| numbers.iter().position(|ours| ours == number))
+                .collect::<Option<Vec<_>>>()
+        })
+        .unwrap_or_else(|| (0..numbers.len()).collect());
+    let row_bytes = found
+        .get::<_, Option<i64>>(3)
+        .and_then(|bytes| u64::try_from(bytes).ok());
+    let table = Table {
+        name: found.get(1),
+        alias: found.get(2),
+        columns,
+        order,
+    };
+    Ok((
+        table,
+        row_bytes
+            .filter(|bytes| *bytes > 0)
+            .unwrap_or(ROW_BYTES_GUESS),
+    ))
+}
+
+impl Table {
+    /// Documents by key.
+    ///
+    /// `offset 0` keeps the subquery whole: keys drive a nested loop, so rows come in the order of
+    /// the keys without a sort that would hold all values, and the expression is evaluated once,
+    /// for rows that match only.
+    fn rows(&self, sync: &SyncSource, doing: &str) -> Result<String, Error> {
+        let alias = &self.alias;
+        let each = |part: &dyn Fn(usize, &KeyColumn) -> String, between: &str| {
+            let parts: Vec<String> = self
+                .columns
+                .iter()
+                .enumerate()
+                .map(|(at, column)| part(at, column))
+                .collect();
+            parts.join(between)
+        };
+        let texts = each(&|at, _| format!("pg2kv_key.c{at}::text"), ", ");
+        let typed = each(
+            &|at, column| format!("{} as c{at}", column.from_key("u.key", at)),
+            ", ",
+        );
+        let matches = each(
+            &|at, column| format!("{alias}.{} {} pg2kv_key.c{at}", column.name, column.equal),
+            " and ",
+        );
+        let value = value_sql(&sync.value, alias, doing)?;
+        let filter = filter_sql(sync.filter.as_deref());
+        let name = &self.name;
+        // A value over the limit is refused anyway: it need not travel, or be held, whole.
+        let (max, cut) = (KV_VALUE_MAX_BYTES, KV_VALUE_MAX_BYTES + 1);
+        Ok(format!(
+            "select pg2kv_key.ord, {texts}, case when octet_length(pg2kv_document.value) > {max} \
+             then left(pg2kv_document.value, {cut}) else pg2kv_document.value end \
+             from (select u.ord, {typed} from (select k.ord, k.key::jsonb as key \
+             from unnest($1::text[]) with ordinality as k(key, ord)) as u) as pg2kv_key \
+             left join lateral (select {value} as value from {name} as {alias} \
+             where {matches} {filter} offset 0) as pg2kv_document on true"
+        ))
+    }
+
+    /// Keys in the order of an index. A key with a NULL in it is not published.
+    fn walk(&self, filter: Option<&str>) -> String {
+        let alias = &self.alias;
+        let ordered: Vec<(usize, &KeyColumn)> = self
+            .order
+            .iter()
+            .map(|at| (*at, &self.columns[*at]))
+            .collect();
+        let join = |part: &dyn Fn(usize, &KeyColumn) -> String, between: &str| {
+            let parts: Vec<String> = ordered
+                .iter()
+                .map(|(at, column)| part(*at, column))
+                .collect();
+            parts.join(between)
+        };
+        let key: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| column.to_key(alias))
+            .collect();
+        let name = &self.name;
+        format!(
+            "select jsonb_build_array({key})::text from {name} as {alias} \
+             where {present} and ($1::text is null or {after}) {filter} order by {order} limit $2::int8",
+            key = key.join(", "),
+            present = join(
+                &|_, column| format!("{alias}.{} is not null", column.name),
+                " and "
+            ),
+            after = after(alias, &ordered),
+            filter = filter_sql(filter),
+            order = join(&|_, column| format!("{alias}.{}", column.name), ", "),
+        )
+    }
+}
+
+/// "Behind the position" in index order. A row comparison is what an index serves best; it takes
+/// one operator for all columns, so with types of different schemas the comparison is spelled out.
+fn after(alias: &str, ordered: &[(usize, &KeyColumn)]) -> String {
+    let position = |at: usize, column: &KeyColumn| column.from_key("$1::text::jsonb", at);
+    let Some(((at, first), rest)) = ordered.split_first() else {
+        return "true".to_owned();
+    };
+    if ordered
+        .iter()
+        .all(|(_, column)| column.greater == first.greater)
+    {
+        let columns: Vec<String> = ordered
+            .iter()
+            .map(|(_, column)| format!("{alias}.{}", column.name))
+            .collect();
+        let positions: Vec<String> = ordered
+            .iter()
+            .map(|(at, column)| position(*at, column))
+            .collect();
+        return format!(
+            "({}) {} ({})",
+            columns.join(", "),
+            first.greater,
+            positions.join(", ")
+        );
+    }
+    let (name, value) = (&first.name, position(*at, first));
+    let beyond = format!("{alias}.{name} {} {value}", first.greater);
+    if rest.is_empty() {
+        return beyond;
+    }
+    format!(
+        "({beyond} or ({alias}.{name} {} {value} and {}))",
+        first.equal,
+        after(alias, rest)
+    )
+}
+
+impl KeyColumn {
+    /// The typed value out of a key.
+    fn from_key(&self, key: &str, at: usize) -> String {
+        match self.form {
+            // Text without an offset is UTC, as the session's time zone is.
+            Form::Plain | Form::Timestamptz => format!("(({key})->>{at})::{}", self.cast),
+            Form::Bytea => format!("decode(({key})->>{at}, 'hex')::{}", self.cast),
+        }
+    }
+
+    /// The value as the trigger puts it into a key: independent of a writer's session settings.
+    fn to_key(&self, alias: &str) -> String {
+        let name = &self.name;
+        match self.form {
+            Form::Plain => format!("{alias}.{name}"),
+            Form::Timestamptz => format!("{alias}.{name} at time zone 'UTC'"),
+            Form::Bytea => format!("encode({alias}.{name}, 'hex')"),
+        }
+    }
+}
+
+/// The document as text.
+///
+/// Columns become JSON by `row_to_json`: each keeps the text that Postgres itself gives it (numeric
+/// exact, timestamps ISO 8601), in the order asked for, without spaces, and with no limit on their
+/// number. `jsonb` would reorder, `json_build_object` takes 50 and pads.
+fn value_sql(value: &ValueSql, alias: &str, doing: &str) -> Result<String, Error> {
+    match value {
+        ValueSql::Expression(expression) => Ok(format!("(\n{expression}\n)::text")),
+        ValueSql::Columns(columns) => {
+            let mut list = Vec::with_capacity(columns.len());
+            for (column, member) in columns {
+                if member.is_empty() || member.len() > NAME_MAX_BYTES {
+                    return Err(Error::new(
+                        Kind::Relation,
+                        doing,
+                        format!("the name {member:?} must have 1 to {NAME_MAX_BYTES} bytes"),
+                    )
+                    .with_hint("give the column a shorter name, or use a value expression"));
+                }
+                list.push(format!("{alias}.{} as {}", quote(column), quote(member)));
+            }
+            Ok(format!(
+                "(select row_to_json(pg2kv_object) from (select {}) as pg2kv_object)::text",
+                list.join(", ")
+            ))
+        }
+    }
+}
+
+/// Lines of their own, so that a comment in the operator's SQL ends with it.
+fn filter_sql(filter: Option<&str>) -> String {
+    filter.map_or_else(String::new, |filter| format!("and (\n{filter}\n)"))
+}
+
+/// An identifier in SQL.
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

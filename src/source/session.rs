@@ -1,0 +1,432 @@
+//! What a leader asks of Postgres, one method each.
+//!
+//! Owns the working connections of one leadership. All methods take `&self` and may run at the same
+//! time. After an error of kind `Connection` the session is of no more use: drop it, open another.
+//!
+//! Cancel-safety: a dropped call may still take effect on the server. Drop one only together with
+//! the session.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::claim::{Reader, Settler};
+use super::doorbell::Doorbell;
+use super::error::{Error, Kind, Place};
+use super::gauges::Watch;
+use super::link::{Link, Role, any_closed};
+use super::outbox::Outbox;
+use super::{Settings, SyncSource, recover};
+use crate::change::{Change, ClaimId, Epoch, Key, KvName, OutboxId, Poison, SyncId};
+
+/// The connections of one leadership. See the module.
+pub struct Session {
+    control: Arc<Link>,
+    work: Reader,
+    bulk: Reader,
+    outbox: Outbox,
+    settler: Settler,
+    watch: Watch,
+    epoch: Epoch,
+    syncs: HashMap<SyncId, SyncSource>,
+}
+
+/// How a fetch treats the bell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchMode {
+    /// Silence the bell if it is set: writers need not notify while the daemon fetches anyway.
+    Awake,
+    /// Set the bell for twice the poll interval, look for writers that may have missed it, fetch.
+    FallingAsleep,
+}
+
+/// What a fetch found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// New changes, late ones first.
+    pub changes: Vec<Change>,
+    /// Rows of syncs that are not configured; they are left alone and not seen again.
+    pub ignored: u64,
+    /// The limit was reached: fetch again.
+    pub more: bool,
+    /// Falling asleep: transactions are open that may not notify. Poll instead of sleeping.
+    pub writers: bool,
+}
+
+/// Keys to claim and read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimRequest {
+    /// The sync of all keys.
+    pub sync: SyncId,
+    /// Keys to read, in this order.
+    pub keys: Vec<Key>,
+    /// Positions in `keys` that need a claim.
+    pub claim: Vec<usize>,
+    /// Outbox rows that the claim stands for from now on: deleted with it.
+    pub ids: Vec<OutboxId>,
+    /// Progress of the backfill that the claim stands for from now on.
+    pub backfill: Option<BackfillStep>,
+    /// Bytes of values to read at most; the first row is read whatever its size.
+    pub max_bytes: usize,
+}
+
+/// Progress of a backfill. `done` counts from its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackfillStep {
+    /// Rows up to this key are done.
+    Rows {
+        /// The key as `jsonb` text, from [`Walked::position`].
+        position: String,
+        /// Keys so far.
+        done: u64,
+    },
+    /// Names in KV up to this cursor are done.
+    Keys {
+        /// KV's cursor.
+        cursor: String,
+        /// Keys so far.
+        done: u64,
+    },
+    /// All rows are done; names in KV come next.
+    EnterKeys,
+    /// All is done.
+    Done,
+}
+
+/// What a claim and its read gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// The claim, where one was asked for.
+    pub claim: Option<ClaimId>,
+    /// Rows in the order of the keys; shorter where `max_bytes` was reached: the rest was not read.
+    pub rows: Vec<Row>,
+}
+
+/// What Postgres says of one key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The key columns as canonical text (UTC, ISO dates, hexadecimal bytea).
+    pub columns: Vec<String>,
+    /// The document; `None` where there is no such row, it is not published, or its value is NULL.
+    /// Cut just above the largest KV value.
+    pub value: Option<Bytes>,
+}
+
+impl std::fmt::Debug for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bytes = self.value.as_ref().map(Bytes::len);
+        write!(
+            f,
+            "Row({} columns, value of {bytes:?} bytes)",
+            self.columns.len()
+        )
+    }
+}
+
+/// A claim or its read failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct PrepareError {
+    /// The claim, where it was made though the read failed.
+    pub claim: Option<ClaimId>,
+    /// What failed.
+    pub error: Error,
+}
+
+/// What became of claims.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettleRequest {
+    /// Claims that are over.
+    pub claims: Vec<ClaimId>,
+    /// Keys that cannot be written as they are.
+    pub dead: Vec<DeadLetter>,
+    /// Keys that were written after all; one that is in `dead` too stays dead.
+    pub cleared: Vec<(SyncId, Key)>,
+}
+
+/// A key that cannot be written as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Its sync.
+    pub sync: SyncId,
+    /// The key.
+    pub key: Key,
+    /// Its name in KV, where it has a legal one.
+    pub kv_name: Option<String>,
+    /// Why.
+    pub poison: Poison,
+}
+
+impl DeadLetter {
+    /// A dead letter with its name in KV.
+    pub fn new(sync: SyncId, key: Key, kv_name: Option<&KvName>, poison: Poison) -> Self {
+        Self {
+            sync,
+            key,
+            kv_name: kv_name.map(|name| name.as_str().to_owned()),
+            poison,
+        }
+    }
+}
+
+/// The next keys of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// Keys in key order.
+    pub keys: Vec<Key>,
+    /// Where the next walk goes on; `None`: the table ends here.
+    pub position: Option<String>,
+}
+
+/// What a leader finds when it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Claims of all epochs: each may have been written to KV, or may yet be.
+    pub claims: Vec<(ClaimId, SyncId, Vec<Key>)>,
+    /// Backfills under way.
+    pub backfills: Vec<Backfill>,
+    /// Dead letters of each sync that has some.
+    pub dead: Vec<(SyncId, u64)>,
+    /// Which database this is.
+    pub identity: Identity,
+    /// It is not the one that was seen last (failover, restore, upgrade): each configured sync has
+    /// a backfill with reason `identity`.
+    pub identity_changed: bool,
+    /// Configured, watched, and never walked to the end.
+    pub new_syncs: Vec<SyncId>,
+}
+
+/// A backfill as it is persisted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backfill {
+    /// Its sync.
+    pub sync: SyncId,
+    /// Why it began, a word.
+    pub reason: String,
+    /// What is being walked.
+    pub phase: Phase,
+    /// Last key that is done, `jsonb` text.
+    pub position: Option<String>,
+    /// KV's cursor.
+    pub cursor: Option<String>,
+    /// Keys so far.
+    pub done: u64,
+    /// Rows of the table when it began, as the planner estimates.
+    pub estimate: Option<u64>,
+}
+
+/// What a backfill walks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The table.
+    Rows,
+    /// The names in KV.
+    Keys,
+}
+
+/// Which database this is: any change means that rows may have gone back in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Of the cluster; a pg_upgrade or a new initdb changes it.
+    pub system_identifier: String,
+    /// Of the write-ahead log; a promotion or a point-in-time recovery changes it.
+    pub timeline: u32,
+    /// Of the database within the cluster; a restore into a new one changes it.
+    pub database: u32,
+}
+
+/// Numbers for metrics.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gauges {
+    /// Live rows of the outbox, as the server's statistics estimate.
+    pub outbox_rows: u64,
+    /// Dead rows of the outbox that vacuum has not removed, as the statistics estimate.
+    pub outbox_dead_rows: u64,
+    /// Age of the oldest row of the outbox.
+    pub oldest_age: Option<Duration>,
+    /// Claims.
+    pub claims: u64,
+    /// Dead letters by sync and reason.
+    pub dead_letters: Vec<(SyncId, String, u64)>,
+    /// Share of the server's notification queue that is full, 0 to 1.
+    pub notify_queue_usage: f64,
+    /// Age of the oldest open transaction that this role may see (all, with `pg_read_all_stats`).
+    pub oldest_transaction_age: Option<Duration>,
+}
+
+impl Session {
+    /// Connects, listens, then loads: whatever commits after the load rings or is fetched.
+    ///
+    /// A sync whose table cannot be read does not fail this; its reads will.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`; `Fenced` where `epoch` is over already.
+    pub async fn open(
+        settings: &Settings,
+        syncs: &[SyncSource],
+        epoch: Epoch,
+    ) -> Result<(Self, Doorbell, Recovered), Error> {
+        let doorbell = Doorbell::open(settings).await?;
+        let (control, work, bulk) = tokio::try_join!(
+            Link::open(settings, Role::Control, None),
+            Link::open(settings, Role::Work, None),
+            Link::open(settings, Role::Bulk, None),
+        )?;
+        let (control, work, bulk) = (Arc::new(control), Arc::new(work), Arc::new(bulk));
+        recover::require_schema(settings, &control).await?;
+
+        let mut own = Vec::new();
+        for link in [&control, &work, &bulk] {
+            let row = link.client().query_one("select pg_backend_pid()", &[]);
+            own.push(
+                link.call("opening a session", 2, Place::Own, row)
+                    .await?
+                    .get(0),
+            );
+        }
+        let by_name = syncs
+            .iter()
+            .map(|sync| (sync.name.clone(), sync.id))
+            .collect();
+        let outbox = Outbox::open(settings, &control, own, by_name).await?;
+        let settler = Settler::open(settings, &control).await?;
+        let watch = Watch::open(settings);
+        let work = Reader::open(settings, work).await?;
+        let bulk = Reader::open(settings, bulk).await?;
+        for sync in syncs {
+            for reader in [&work, &bulk] {
+                match reader.warm(sync).await {
+                    Err(error) if matches!(error.kind(), Kind::Connection | Kind::Refused) => {
+                        return Err(error);
+                    }
+                    // Told again, to the right sync, by the first read.
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        }
+        let recovered = recover::load(settings, &control, syncs, epoch).await?;
+        let syncs = syncs.iter().map(|sync| (sync.id, sync.clone())).collect();
+        let session = Self {
+            control,
+            work,
+            bulk,
+            outbox,
+            settler,
+            watch,
+            epoch,
+            syncs,
+        };
+        Ok((session, doorbell, recovered))
+    }
+
+    /// Fetches up to `limit` new changes, and as many late ones.
+    ///
+    /// Never misses a change that commits late with a smaller id; returns none twice, unless
+    /// hundreds of transactions are open at once. Rows that are dead or were returned cost nothing.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`.
+    pub async fn fetch(&self, mode: FetchMode, limit: usize) -> Result<Fetched, Error> {
+        self.outbox.fetch(&self.control, mode, limit).await
+    }
+
+    /// Claims keys in one synchronous, fenced transaction, and then reads them: one round trip.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; `Row` and `Relation` are about the read.
+    pub async fn prepare(&self, request: &ClaimRequest) -> Result<Claimed, PrepareError> {
+        let sync = self
+            .sync(request.sync)
+            .map_err(|error| PrepareError { claim: None, error })?;
+        let reader = if request.backfill.is_some() {
+            &self.bulk
+        } else {
+            &self.work
+        };
+        reader.prepare(self.epoch, sync, request).await
+    }
+
+    /// Ends claims, records dead letters and clears others: one fenced transaction.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn settle(&self, request: &SettleRequest) -> Result<(), Error> {
+        self.settler
+            .settle(&self.control, self.epoch, request, &self.syncs)
+            .await
+    }
+
+    /// Deletes redundant outbox rows: of a key that keeps another one. Fenced.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn compact(&self, ids: &[OutboxId]) -> Result<(), Error> {
+        self.outbox.compact(&self.control, self.epoch, ids).await
+    }
+
+    /// The next `limit` keys of published rows after `after`, in the order of the key's index.
+    ///
+    /// Where the filter fails for a row, keys of rows that are not published come too: reading them
+    /// one by one finds the one that fails.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Relation`, `Row` (a position that does not fit the columns).
+    pub async fn walk(
+        &self,
+        sync: SyncId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Walked, Error> {
+        self.bulk.walk(self.sync(sync)?, after, limit).await
+    }
+
+    /// Begins a backfill from the start, and deletes the outbox rows that asked for it: one fenced
+    /// transaction.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn start_backfill(
+        &self,
+        sync: SyncId,
+        reason: &str,
+        markers: &[OutboxId],
+    ) -> Result<(), Error> {
+        let sync = self.sync(sync)?;
+        self.settler
+            .start_backfill(&self.control, self.epoch, sync, reason, markers)
+            .await
+    }
+
+    /// Moves a backfill on where there is no key to claim. Fenced.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn advance_backfill(&self, sync: SyncId, to: &BackfillStep) -> Result<(), Error> {
+        self.bulk.advance(self.epoch, self.sync(sync)?, to).await
+    }
+
+    /// Numbers for metrics.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`.
+    pub async fn gauges(&self) -> Result<Gauges, Error> {
+        self.watch.gauges(self.bulk.link(), &self.syncs).await
+    }
+
+    /// Resolves when one of the working connections is gone.
+    pub async fn closed(&self) {
+        any_closed(&[&self.control, self.work.link(), self.bulk.link()]).await;
+    }
+
+    fn sync(&self, id: SyncId) -> Result<&SyncSource, Error> {
+        self.syncs.get(&id).ok_or_else(|| {
+            Error::new(
+                Kind::Relation,
+                "looking up a sync",
+                "it is not part of this session",
+            )
+        })
+    }
+}
