@@ -1,1 +1,78 @@
-//! (to come)
+//! The command line: one file per family of verbs. It prints and exits; it has no logic of its own.
+
+mod args;
+mod check;
+mod config;
+mod demo;
+mod emulator;
+mod help;
+mod logging;
+mod output;
+mod run;
+mod sql;
+mod status;
+mod version;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::FromArgMatches as _;
+
+pub use args::{Cli, DemoArgs};
+
+use args::{Command, ConfigCommand};
+use output::Failure;
+
+/// The configuration is wrong (`EX_CONFIG`).
+const EXIT_CONFIG: u8 = 78;
+/// Something that is needed does not answer (`EX_UNAVAILABLE`).
+const EXIT_UNAVAILABLE: u8 = 69;
+
+/// The arguments of this process. Ends it where they are wrong (2) or ask for help or the
+/// version (0).
+pub fn parse() -> Cli {
+    let matches = help::command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Does what the arguments say.
+pub async fn execute(cli: Cli) -> ExitCode {
+    match dispatch(cli).await {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let files = crate::config::files(&cli.config);
+    match cli.command {
+        Command::Run => {
+            let config = crate::config::load(&files, std::env::vars_os())?;
+            logging::start(&config.log)?;
+            for warning in &config.warnings {
+                tracing::warn!(place = %warning.place, "{}", warning.what);
+            }
+            Ok(run::execute(config).await)
+        }
+        Command::Check => check::execute(&files).await,
+        Command::Sql(args) => sql::print(&files, &args),
+        Command::Install(args) => sql::install(&files, &args).await,
+        Command::Status(args) => status::execute(&files, &args).await,
+        Command::Resync(args) => status::resync(&files, &args).await,
+        Command::Emulator(args) => emulator::execute(args).await,
+        Command::Demo(args) => Ok(demo::execute(args).await),
+        Command::Config { command: ConfigCommand::Print } => config::print(&files),
+        Command::Version(args) => version::print(&args),
+    }
+}
+
+/// What a person calls the files: for messages.
+fn named(files: &[PathBuf]) -> String {
+    match files {
+        [] => "the environment".to_owned(),
+        files => {
+            let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            names.join(", ")
+        }
+    }
+}

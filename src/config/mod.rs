@@ -25,6 +25,7 @@ use secrecy::SecretString;
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
 use crate::sink::token::TokenSource;
+use crate::sql_kit::{Schema, WatchSpec};
 
 pub use effective::{Effective, Entry};
 pub use problem::{ConfigErrors, Origin, Problem, Warning};
@@ -73,16 +74,16 @@ pub struct DatabaseConfig {
     /// `[lease]`
     pub lease: Lease,
     /// What is watched, in the order of the names. May be empty.
-    pub watches: Vec<Watch>,
+    pub watches: Vec<WatchSpec>,
 }
 
 /// What is needed to print SQL: no database, no secrets.
 #[derive(Clone, Debug)]
 pub struct SqlConfig {
-    /// Name of our schema: `^[a-z][a-z0-9_]{0,30}$`.
-    pub schema: String,
+    /// Our schema.
+    pub schema: Schema,
     /// What is watched, in the order of the names; at least one.
-    pub watches: Vec<Watch>,
+    pub watches: Vec<WatchSpec>,
 }
 
 /// `[postgres]`: the way to the database.
@@ -96,8 +97,8 @@ pub struct Postgres {
     pub root_certificate: Option<PathBuf>,
     /// Whether a host that is not loopback may be spoken to without TLS.
     pub allow_plaintext: bool,
-    /// Name of our schema: `^[a-z][a-z0-9_]{0,30}$`.
-    pub schema: String,
+    /// Our schema.
+    pub schema: Schema,
     /// Whether writers ring (NOTIFY); off means that the daemon only polls.
     pub doorbell: bool,
     /// Time between fallback polls.
@@ -218,8 +219,9 @@ pub enum LogFormat {
 /// `[sync.NAME]`: rows of a table that become pairs of a namespace.
 #[derive(Clone, Debug)]
 pub struct Sync {
-    /// The table, its key and what makes a row count as changed.
-    pub watch: Watch,
+    /// Name, table, key, and what makes a row count as changed. The name is
+    /// `^[a-z][a-z0-9_]{0,30}$`.
+    pub watch: WatchSpec,
     /// How the key columns make the name of a pair.
     pub template: Template,
     /// What a pair holds.
@@ -237,19 +239,6 @@ pub enum ValueSource {
     Columns(Vec<(String, String)>),
     /// An SQL expression.
     Expression(String),
-}
-
-/// What the triggers of a sync watch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Watch {
-    /// Name of the sync: `^[a-z][a-z0-9_]{0,30}$`.
-    pub sync: String,
-    /// The table with its schema, as `regclass` takes it: `public.users`.
-    pub table: String,
-    /// Columns that name a document.
-    pub key_columns: Vec<String>,
-    /// Columns whose change counts, besides the key; `None` is all of them.
-    pub columns: Option<Vec<String>>,
 }
 
 /// The files to read: those that are named, or [`DEFAULT_FILE`] where it exists.
@@ -327,7 +316,7 @@ pub fn inspect(
 
 /// What could be read. **Invariant:** where a part is `None`, a problem was recorded.
 struct Draft {
-    schema: Option<String>,
+    schema: Option<Schema>,
     postgres: Option<Postgres>,
     kv: Option<Kv>,
     queue: Option<Queue>,
@@ -337,7 +326,7 @@ struct Draft {
     shutdown: Option<Shutdown>,
     ops: Option<Ops>,
     log: Option<Log>,
-    watches: Option<Vec<Watch>>,
+    watches: Option<Vec<WatchSpec>>,
     syncs: Option<Vec<Sync>>,
 }
 

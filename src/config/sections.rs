@@ -13,6 +13,7 @@ use super::{Backfill, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Sh
 use crate::change::{KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS};
 use crate::sink::setup::{CLOUDFLARE_API_BASE_URL, NamespaceId, base_url};
 use crate::sink::token::TokenSource;
+use crate::sql_kit::Schema;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,7 +23,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// Source: Cloudflare support, error 524 (100 s), with slack.
 const LATE_WRITE: Duration = Duration::from_secs(120);
 
-pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<String>, Option<Postgres>) {
+pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postgres>) {
     let mut section = reader.section("postgres");
     if !section.is_set("url_file") {
         section.stand_in("url", "DATABASE_URL");
@@ -45,11 +46,7 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<String>, Option<Postg
     let root_certificate = section.file("root_certificate", Scope::Database);
     let allow_plaintext = section.boolean("allow_plaintext", false);
     let schema = section.parsed("schema", Some("pg2kv"), "a name", |text| {
-        if is_name(text) {
-            Ok(text.to_owned())
-        } else {
-            Err(bad_name(text))
-        }
+        Schema::parse(text).map_err(|_| bad_name(text))
     });
     let doorbell = section.boolean("doorbell", true);
     let poll_interval = section.duration("poll_interval", "5s", 10 * MS..=HOUR);
@@ -393,7 +390,7 @@ impl super::reader::Section<'_, '_> {
     }
 }
 
-/// Whether `text` may name our schema or a sync: both become parts of SQL identifiers.
+/// Whether `text` may name a sync: it becomes part of SQL identifiers.
 pub(super) fn is_name(text: &str) -> bool {
     text.len() <= 31
         && text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -408,7 +405,7 @@ pub(super) fn bad_name(text: &str) -> Complaint {
             "= {} is not a name that can be used",
             super::effective::quoted(text)
         ),
-        "use a lower-case letter and then up to 30 of a-z, 0-9 and _",
+        "use a lower-case letter and then up to 30 of a-z, 0-9 and _ (not pg_… for the schema)",
     )
 }
 

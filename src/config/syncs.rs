@@ -6,9 +6,10 @@ use super::effective::quoted;
 use super::problem::{Complaint, Scope};
 use super::reader::{Reader, Section};
 use super::sections::{bad_name, is_name, sentence};
-use super::{Sync, ValueSource, Watch};
+use super::{Sync, ValueSource};
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
+use crate::sql_kit::WatchSpec;
 
 /// Longest identifier of Postgres in bytes.
 /// Source: PostgreSQL, NAMEDATALEN.
@@ -22,7 +23,7 @@ const SYNCS_MAX: usize = 1_000;
 pub(super) fn read(
     reader: &mut Reader<'_>,
     default_namespace: Option<&NamespaceId>,
-) -> (Option<Vec<Watch>>, Option<Vec<Sync>>) {
+) -> (Option<Vec<WatchSpec>>, Option<Vec<Sync>>) {
     let names = reader.names("sync");
     if names.is_empty() {
         reader.missing(
@@ -85,7 +86,7 @@ pub(super) fn read(
 
 #[derive(Clone)]
 struct Parts {
-    watch: Watch,
+    watch: WatchSpec,
     template: Template,
     value: ValueSource,
     filter: Option<String>,
@@ -99,7 +100,7 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
         reader.problem(&path, bad_name(name));
     }
     let mut section = reader.section(&path);
-    let table = section.parsed("table", None, "a table", |text| qualified(text));
+    let table = section.parsed("table", None, "a table", qualified);
     if table.is_none() && !section.is_set("table") {
         section.missing(
             "table",
@@ -130,16 +131,8 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
     let parts = || {
         let (template, key_columns) = template?;
         let value = value?;
-        let columns = match (watched?, &value, &filter) {
-            (Some(columns), ..) => Some(columns),
-            // The row's text is known to depend on these alone.
-            (None, ValueSource::Columns(columns), None) => {
-                Some(columns.iter().map(|(column, _)| column.clone()).collect())
-            }
-            // An expression may read any column.
-            (None, ..) => None,
-        };
-        let watch = Watch {
+        let columns = watched_columns(watched?, &value, filter.as_deref());
+        let watch = WatchSpec {
             sync: name.to_owned(),
             table: table?,
             key_columns,
@@ -153,6 +146,30 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
         })
     };
     (parts(), namespace)
+}
+
+/// The columns whose change counts. Those that are written always do; an expression may read any
+/// column, so there it takes the operator's word to leave one out.
+fn watched_columns(
+    given: Option<Vec<String>>,
+    value: &ValueSource,
+    filter: Option<&str>,
+) -> Option<Vec<String>> {
+    let written = match value {
+        ValueSource::Columns(columns) => columns.iter().map(|(column, _)| column.clone()).collect(),
+        ValueSource::Expression(_) => Vec::new(),
+    };
+    let mut watched = match (given, value, filter) {
+        (Some(given), ..) => given,
+        (None, ValueSource::Columns(_), None) => Vec::new(),
+        (None, ..) => return None,
+    };
+    for column in written {
+        if !watched.contains(&column) {
+            watched.push(column);
+        }
+    }
+    Some(watched)
 }
 
 /// The template, and the key columns: those given, or its placeholders in order.

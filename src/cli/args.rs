@@ -1,0 +1,205 @@
+//! The arguments of every verb. The sentences here are what `--help` prints.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Keeps Cloudflare Workers KV equal to what rows in Postgres say.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "pg2kv", disable_help_subcommand = true)]
+pub struct Cli {
+    /// Configuration file (.toml, .yaml); may be given again, later files win [default: /etc/pg2kv/pg2kv.toml, where it exists]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon
+    ///
+    /// Runs until SIGTERM or SIGINT, then finishes what is in flight within shutdown.grace. A second
+    /// signal ends it at once. Several daemons may run with one configuration: one leads, the
+    /// others stand by.
+    #[command(after_help = "Example:\n  pg2kv run --config /etc/pg2kv/pg2kv.toml")]
+    Run,
+
+    /// Check configuration, database, triggers, token and namespaces
+    ///
+    /// Prints one line for each: ok, or what to do. Changes nothing.
+    #[command(after_help = "Example:\n  pg2kv check --config ./pg2kv.toml")]
+    Check,
+
+    /// Print the SQL that this configuration needs
+    ///
+    /// Without a part: everything, to be read and run with psql. Connects to nothing and needs no
+    /// secrets.
+    #[command(
+        after_help = "Examples:\n  pg2kv sql --login app_pg2kv | psql \"$ADMIN_URL\"\n  pg2kv sql uninstall"
+    )]
+    Sql(SqlArgs),
+
+    /// Install schema and triggers, or bring them up to this configuration
+    ///
+    /// Runs what `pg2kv sql` prints. Harmless to repeat. The tables are locked for milliseconds each;
+    /// where a lock is not to be had within 2 s, nothing is changed.
+    #[command(
+        after_help = "Example:\n  pg2kv install --database-url postgres://postgres@localhost/app"
+    )]
+    Install(InstallArgs),
+
+    /// Show the leader, and each sync with what waits
+    #[command(after_help = "Example:\n  pg2kv status --json")]
+    Status(StatusArgs),
+
+    /// Write every document of a sync again
+    ///
+    /// The daemon does it in the background, after live changes.
+    #[command(after_help = "Example:\n  pg2kv resync users")]
+    Resync(ResyncArgs),
+
+    /// Run a local server that speaks the Workers KV REST API
+    ///
+    /// With the limits of the real one. For development and tests; in memory unless --data-dir is
+    /// given.
+    #[command(after_help = "Example:\n  pg2kv emulator --listen 127.0.0.1:8787 --token secret")]
+    Emulator(EmulatorArgs),
+
+    /// Show it at work: a throw-away PostgreSQL, the emulator, the daemon, live changes
+    #[command(
+        after_help = "Examples:\n  pg2kv demo\n  pg2kv demo --headless --rows 10000 --changes 200"
+    )]
+    Demo(DemoArgs),
+
+    /// Look at the configuration
+    #[command(after_help = "Example:\n  pg2kv config print")]
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+
+    /// Print the version
+    #[command(after_help = "Example:\n  pg2kv version --json")]
+    Version(VersionArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct SqlArgs {
+    #[command(subcommand)]
+    pub(super) part: Option<SqlPart>,
+
+    /// Role that the daemon logs in as; it is granted what the daemon may do
+    #[arg(long, value_name = "ROLE")]
+    pub(super) login: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum SqlPart {
+    /// Schema, roles, tables and functions
+    Install,
+    /// Remove everything again, triggers included
+    Uninstall,
+    /// The triggers of each sync
+    Watch,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct InstallArgs {
+    /// Connect as an administrator instead of postgres.url; its user is then granted what the daemon may do
+    #[arg(long, value_name = "URL")]
+    pub(super) database_url: Option<String>,
+
+    /// Print the SQL and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ResyncArgs {
+    /// Name of the sync
+    #[arg(value_name = "SYNC")]
+    pub(super) sync: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct EmulatorArgs {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8787")]
+    pub(super) listen: SocketAddr,
+
+    /// Token that requests must bring [default: any token is taken]
+    #[arg(long, value_name = "TOKEN")]
+    pub(super) token: Option<String>,
+
+    /// Account id that paths must name [default: any, or none]
+    #[arg(long, value_name = "ID")]
+    pub(super) account: Option<String>,
+
+    /// Namespace id that exists from the start; may be given again
+    #[arg(long, value_name = "ID", default_value = "0123456789abcdef0123456789abcdef")]
+    pub(super) namespace: Vec<String>,
+
+    /// Directory to keep everything in [default: in memory]
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+
+    /// Leave out the rate limits (1 write/s for each key, 1,200 requests in 5 minutes)
+    #[arg(long)]
+    pub(super) no_limits: bool,
+}
+
+/// Arguments of `demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// No terminal: one JSON line at the end, and exit 0 only if KV equals Postgres
+    #[arg(long)]
+    pub headless: bool,
+
+    /// Rows in the users table
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub rows: u64,
+
+    /// Changes to make
+    #[arg(long, value_name = "M", default_value_t = 200)]
+    pub changes: u64,
+
+    /// How long a key must be quiet before it is written
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = duration)]
+    pub quiet: Duration,
+
+    /// Seed of the changes [default: a random one, which is printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print every value in force with its origin; secrets are left out
+    #[command(after_help = "Example:\n  pg2kv config print --config ./pg2kv.toml")]
+    Print,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct VersionArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "write a number with its unit, such as 100ms or 5s".to_owned())
+}

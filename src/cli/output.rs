@@ -1,0 +1,119 @@
+//! What every verb prints alike: failures, tables.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+
+use super::{EXIT_CONFIG, EXIT_UNAVAILABLE};
+use crate::config::ConfigErrors;
+
+pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(super) const DOUBT: Style = AnsiColor::Yellow.on_default().bold();
+pub(super) const DIM: Style = Style::new().dimmed();
+
+/// Why a verb did not do its work.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The configuration is wrong.
+    Config(ConfigErrors),
+    /// Something else is.
+    Other {
+        /// Exit code.
+        code: u8,
+        /// What is wrong.
+        what: String,
+        /// What to do, where it is known.
+        help: Option<String>,
+    },
+    /// The reader of our output is gone: there is nobody to tell.
+    Unread,
+}
+
+impl Failure {
+    /// A failure with exit code 1.
+    pub(super) fn new(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Other { code: 1, what: what.into(), help: Some(help.into()) }
+    }
+
+    /// A failure because something that is needed does not answer.
+    pub(super) fn unavailable(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Other { code: EXIT_UNAVAILABLE, what: what.into(), help: Some(help.into()) }
+    }
+
+    /// Says it on standard error.
+    pub(super) fn report(&self) -> ExitCode {
+        let mut text = String::new();
+        let mut add = |what: &str, place: Option<&str>, help: Option<&str>| {
+            text.push_str(&format!("{BAD}error:{BAD:#} {what}\n"));
+            for (label, words) in [("where", place), ("help", help)] {
+                if let Some(words) = words {
+                    text.push_str(&format!("  {DIM}{label}:{DIM:#} {words}\n"));
+                }
+            }
+        };
+        let code = match self {
+            Self::Config(errors) => {
+                for problem in errors.problems() {
+                    add(problem.what(), Some(problem.place()), Some(problem.help()));
+                }
+                if errors.problems().len() > 1 {
+                    text.push_str(&format!("\n{} errors\n", errors.problems().len()));
+                }
+                EXIT_CONFIG
+            }
+            Self::Other { code, what, help } => {
+                add(what, None, help.as_deref());
+                *code
+            }
+            Self::Unread => 0,
+        };
+        // Where standard error is closed too, the exit code has to do.
+        let _ = anstream::stderr().write_all(text.as_bytes());
+        ExitCode::from(code)
+    }
+}
+
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Self {
+        Self::Config(errors)
+    }
+}
+
+/// Errors of writing to standard output.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Unread,
+            _ => Self::Other {
+                code: 1,
+                what: format!("cannot write to standard output: {error}"),
+                help: None,
+            },
+        }
+    }
+}
+
+/// Writes rows with their columns aligned, two spaces between; the first row is the heading.
+pub(super) fn write_table(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        })
+        .map(Option::unwrap_or_default)
+        .collect();
+    for (i, row) in rows.iter().enumerate() {
+        let cells: Vec<_> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let line = cells.join("  ");
+        let line = line.trim_end();
+        if i == 0 {
+            writeln!(out, "{DIM}{line}{DIM:#}")?;
+        } else {
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(())
+}

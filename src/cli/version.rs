@@ -1,0 +1,30 @@
+//! `pg2kv version`.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use super::args::VersionArgs;
+use super::output::Failure;
+
+/// Version of the package.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Revision of the source, where the build was told.
+const REVISION: Option<&str> = option_env!("PG2KV_REVISION");
+
+/// What `--version` prints after the name.
+pub(super) static SHORT: LazyLock<String> = LazyLock::new(|| match REVISION {
+    Some(revision) => format!("{VERSION} ({revision})"),
+    None => VERSION.to_owned(),
+});
+
+pub(super) fn print(args: &VersionArgs) -> Result<ExitCode, Failure> {
+    let mut out = anstream::stdout();
+    if args.json {
+        let version = serde_json::json!({ "version": VERSION, "revision": REVISION });
+        writeln!(out, "{version}")?;
+    } else {
+        writeln!(out, "pg2kv {}", *SHORT)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
