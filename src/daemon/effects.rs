@@ -6,12 +6,10 @@
 use std::sync::Arc;
 
 use super::{SyncSpec, clock};
-use crate::change::{
-    Answer, Epoch, KvName, NotSentReason, Outcome, Poison, PoisonReason, Rendered, SyncId,
-};
+use crate::change::{Answer, Epoch, NotSentReason, Outcome, SyncId};
 use crate::document;
 use crate::ledger::{Failure, FailureKind};
-use crate::relay::{Campaigned, Effect, Event, SweepFailure, Swept};
+use crate::relay::{Campaigned, Effect, Event, Recovered, SweepFailure, Swept};
 use crate::sink::kv::KvClient;
 use crate::source::lease::Candidate;
 use crate::source::{self, Doorbell, Gauges, Session};
@@ -129,7 +127,7 @@ impl World {
             candidate: Arc::new(candidate),
             leading: Some((Arc::new(session), doorbell)),
         };
-        Ok((leadership, Campaigned::Elected { epoch, began, recovered: recovered.into() }))
+        Ok((leadership, Campaigned::Elected { epoch, began, recovered: recovered_of(recovered) }))
     }
 
     /// Runs an effect that ends in exactly one event.
@@ -237,8 +235,13 @@ impl World {
             .keys_of(sync, &columns)
             .await
             .map_err(|error| SweepFailure::Ledger(error.into()))?;
-        let keys = keys.into_iter().zip(hashes).collect();
-        Ok(Swept { keys, foreign, next: page.next })
+        let found: Vec<_> = keys
+            .into_iter()
+            .zip(hashes)
+            .filter_map(|(key, hash)| Some((key?, hash)))
+            .collect();
+        foreign += (columns.len() - found.len()) as u64;
+        Ok(Swept { keys: found, foreign, next: page.next })
     }
 
     fn sync(&self, id: SyncId) -> &SyncSpec {
@@ -271,5 +274,14 @@ fn not_trusted() -> Answer {
         limit: None,
         status: None,
         detail: "not sent: the lease may have passed to another process".to_owned(),
+    }
+}
+
+fn recovered_of(found: source::session::Recovered) -> Recovered {
+    Recovered {
+        claims: found.claims,
+        backfills: found.backfills,
+        dead: found.dead,
+        new_syncs: found.new_syncs,
     }
 }
