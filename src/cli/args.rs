@@ -149,7 +149,11 @@ pub(super) struct EmulatorArgs {
     pub(super) account: Option<String>,
 
     /// Namespace id that exists from the start; may be given again
-    #[arg(long, value_name = "ID", default_value = "0123456789abcdef0123456789abcdef")]
+    #[arg(
+        long,
+        value_name = "ID",
+        default_value = "0123456789abcdef0123456789abcdef"
+    )]
     pub(super) namespace: Vec<String>,
 
     /// Directory to keep everything in [default: in memory]

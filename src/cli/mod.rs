@@ -25,6 +25,8 @@ use output::Failure;
 
 /// The configuration is wrong (`EX_CONFIG`).
 const EXIT_CONFIG: u8 = 78;
+/// The command line is wrong, as the parser has it.
+const EXIT_USAGE: u8 = 2;
 /// Something that is needed does not answer (`EX_UNAVAILABLE`).
 const EXIT_UNAVAILABLE: u8 = 69;
 
@@ -41,6 +43,12 @@ pub async fn execute(cli: Cli) -> ExitCode {
         Ok(code) => code,
         Err(failure) => failure.report(),
     }
+}
+
+/// Says that the runtime cannot start.
+pub fn cannot_start(error: &std::io::Error) -> ExitCode {
+    let help = "raise the limits on threads and open files of this user";
+    Failure::unavailable(format!("cannot start the runtime: {error}"), help).report()
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
@@ -61,7 +69,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Resync(args) => status::resync(&files, &args).await,
         Command::Emulator(args) => emulator::execute(args).await,
         Command::Demo(args) => Ok(demo::execute(args).await),
-        Command::Config { command: ConfigCommand::Print } => config::print(&files),
+        Command::Config {
+            command: ConfigCommand::Print,
+        } => config::print(&files),
         Command::Version(args) => version::print(&args),
     }
 }
@@ -71,7 +81,10 @@ fn named(files: &[PathBuf]) -> String {
     match files {
         [] => "the environment".to_owned(),
         files => {
-            let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            let names: Vec<_> = files
+                .iter()
+                .map(|file| file.display().to_string())
+                .collect();
             names.join(", ")
         }
     }
