@@ -18,7 +18,10 @@ pub(super) async fn execute(args: EmulatorArgs) -> Result<ExitCode, Failure> {
     let namespaces = args
         .namespace
         .iter()
-        .map(|id| Namespace { id: id.clone(), title: "pg2kv".to_owned() })
+        .map(|id| Namespace {
+            id: id.clone(),
+            title: "pg2kv".to_owned(),
+        })
         .collect();
     let emulator = Emulator::start(Options {
         listen: args.listen,
@@ -26,7 +29,11 @@ pub(super) async fn execute(args: EmulatorArgs) -> Result<ExitCode, Failure> {
         account: args.account.clone(),
         namespaces,
         data_dir: args.data_dir.clone(),
-        limits: if args.no_limits { Limits::without_rate_limits() } else { Limits::default() },
+        limits: if args.no_limits {
+            Limits::without_rate_limits()
+        } else {
+            Limits::default()
+        },
         record_history: 0,
         clock: Clock::running(),
     })
@@ -42,7 +49,11 @@ pub(super) async fn execute(args: EmulatorArgs) -> Result<ExitCode, Failure> {
         "{GOOD}ready{GOOD:#} {} {DIM}namespace {}; {}; {}; Ctrl-C stops it{DIM:#}",
         emulator.base_url(),
         args.namespace.join(", "),
-        if args.token.is_some() { "token required" } else { "any token" },
+        if args.token.is_some() {
+            "token required"
+        } else {
+            "any token"
+        },
         match &args.data_dir {
             Some(directory) => format!("kept in {}", directory.display()),
             None => "in memory".to_owned(),

@@ -26,7 +26,10 @@ const EXIT_CODES: &[(&str, &str)] = &[
     ("0", "done"),
     ("1", "failed, or something is not in order"),
     ("2", "the command line is wrong"),
-    ("69", "Postgres or the address to listen on is not available"),
+    (
+        "69",
+        "Postgres or the address to listen on is not available",
+    ),
     ("78", "the configuration is wrong"),
 ];
 
@@ -58,7 +61,9 @@ fn verbs(command: &clap::Command) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "\n{HEADING}{heading}{HEADING:#}");
         for name in *names {
-            let about = command.find_subcommand(name).and_then(|verb| verb.get_about());
+            let about = command
+                .find_subcommand(name)
+                .and_then(|verb| verb.get_about());
             let about = about.map(ToString::to_string).unwrap_or_default();
             let _ = writeln!(text, "  {VERB}{name:<10}{VERB:#} {about}");
         }
@@ -69,9 +74,18 @@ fn verbs(command: &clap::Command) -> String {
 fn after() -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{HEADING}Configuration{HEADING:#}");
-    let _ = writeln!(text, "  Files first, then PG2KV__SECTION__KEY from the environment, for example");
-    let _ = writeln!(text, "  PG2KV__QUEUE__QUIET=0ms. DATABASE_URL, CLOUDFLARE_API_TOKEN and");
-    let _ = writeln!(text, "  CLOUDFLARE_ACCOUNT_ID serve where these are silent.");
+    let _ = writeln!(
+        text,
+        "  Files first, then PG2KV__SECTION__KEY from the environment, for example"
+    );
+    let _ = writeln!(
+        text,
+        "  PG2KV__QUEUE__QUIET=0ms. DATABASE_URL, CLOUDFLARE_API_TOKEN and"
+    );
+    let _ = writeln!(
+        text,
+        "  CLOUDFLARE_ACCOUNT_ID serve where these are silent."
+    );
     let _ = writeln!(text, "\n{HEADING}Exit codes{HEADING:#}");
     for (code, meaning) in EXIT_CODES {
         let _ = writeln!(text, "  {VERB}{code:<4}{VERB:#} {meaning}");
@@ -89,9 +103,16 @@ mod tests {
     fn every_verb_stands_in_one_group() {
         let command = command();
         command.clone().debug_assert();
-        let mut grouped: Vec<_> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
+        let mut grouped: Vec<_> = GROUPS
+            .iter()
+            .flat_map(|(_, names)| *names)
+            .copied()
+            .collect();
         grouped.sort_unstable();
-        let mut verbs: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
+        let mut verbs: Vec<_> = command
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
         verbs.sort_unstable();
         assert_eq!(grouped, verbs);
     }
@@ -99,9 +120,16 @@ mod tests {
     #[test]
     fn every_verb_has_an_example() {
         for verb in command().get_subcommands() {
-            let after = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let after = verb
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             let wanted = format!("  pg2kv {}", verb.get_name());
-            assert!(after.starts_with("Example"), "{}: {after:?}", verb.get_name());
+            assert!(
+                after.starts_with("Example"),
+                "{}: {after:?}",
+                verb.get_name()
+            );
             assert!(after.contains(&wanted), "{}: {after:?}", verb.get_name());
         }
     }

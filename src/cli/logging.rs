@@ -15,19 +15,26 @@ pub(super) fn start(log: &Log) -> Result<(), Failure> {
         Ok(filter) if !filter.is_empty() => (filter, "RUST_LOG"),
         _ => (log.level.clone(), "log.level"),
     };
-    let filter = EnvFilter::builder().parse(filter).map_err(|error| Failure::Other {
-        code: EXIT_CONFIG,
-        what: format!("{place} is not a filter for logs: {error}"),
-        help: Some("write a level, or directives such as \"info,pg2kv=debug\"".to_owned()),
-    })?;
+    let filter = EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| Failure::Other {
+            code: EXIT_CONFIG,
+            what: format!("{place} is not a filter for logs: {error}"),
+            help: Some("write a level, or directives such as \"info,pg2kv=debug\"".to_owned()),
+        })?;
     let terminal = io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     let started = match log.format {
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
         LogFormat::Auto if !terminal => builder.json().flatten_event(true).finish().try_init(),
         LogFormat::Auto | LogFormat::Text => {
             let choice = anstream::AutoStream::choice(&io::stderr());
-            builder.with_ansi(choice != anstream::ColorChoice::Never).finish().try_init()
+            builder
+                .with_ansi(choice != anstream::ColorChoice::Never)
+                .finish()
+                .try_init()
         }
     };
     started.map_err(|error| Failure::Other {

@@ -20,11 +20,15 @@ use clap::FromArgMatches as _;
 
 pub use args::{Cli, DemoArgs};
 
+use crate::sink::kv::KvClient;
+
 use args::{Command, ConfigCommand};
 use output::Failure;
 
 /// The configuration is wrong (`EX_CONFIG`).
 const EXIT_CONFIG: u8 = 78;
+/// The command line is wrong, as the parser has it.
+const EXIT_USAGE: u8 = 2;
 /// Something that is needed does not answer (`EX_UNAVAILABLE`).
 const EXIT_UNAVAILABLE: u8 = 69;
 
@@ -43,6 +47,12 @@ pub async fn execute(cli: Cli) -> ExitCode {
     }
 }
 
+/// Says that the runtime cannot start.
+pub fn cannot_start(error: &std::io::Error) -> ExitCode {
+    let help = "raise the limits on threads and open files of this user";
+    Failure::unavailable(format!("cannot start the runtime: {error}"), help).report()
+}
+
 async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let files = crate::config::files(&cli.config);
     match cli.command {
@@ -52,7 +62,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             for warning in &config.warnings {
                 tracing::warn!(place = %warning.place, "{}", warning.what);
             }
-            Ok(run::execute(config).await)
+            run::execute(config).await
         }
         Command::Check => check::execute(&files).await,
         Command::Sql(args) => sql::print(&files, &args),
@@ -60,10 +70,21 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::execute(&files, &args).await,
         Command::Resync(args) => status::resync(&files, &args).await,
         Command::Emulator(args) => emulator::execute(args).await,
-        Command::Demo(args) => Ok(demo::execute(args).await),
-        Command::Config { command: ConfigCommand::Print } => config::print(&files),
+        Command::Demo(args) => demo::execute(args).await,
+        Command::Config {
+            command: ConfigCommand::Print,
+        } => config::print(&files),
         Command::Version(args) => version::print(&args),
     }
+}
+
+/// The client of Workers KV.
+fn kv_client(config: &crate::config::Config) -> Result<KvClient, Failure> {
+    KvClient::new(config.sink_settings()).map_err(|error| Failure::Other {
+        code: EXIT_CONFIG,
+        what: error.to_string(),
+        help: Some("look at [kv] in the configuration".to_owned()),
+    })
 }
 
 /// What a person calls the files: for messages.
@@ -71,7 +92,10 @@ fn named(files: &[PathBuf]) -> String {
     match files {
         [] => "the environment".to_owned(),
         files => {
-            let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            let names: Vec<_> = files
+                .iter()
+                .map(|file| file.display().to_string())
+                .collect();
             names.join(", ")
         }
     }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
 
-use super::{EXIT_CONFIG, EXIT_UNAVAILABLE};
+use super::{EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_USAGE};
 use crate::config::ConfigErrors;
+use crate::source::{Error, Kind};
 
 pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -34,12 +35,29 @@ pub(super) enum Failure {
 impl Failure {
     /// A failure with exit code 1.
     pub(super) fn new(what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self::Other { code: 1, what: what.into(), help: Some(help.into()) }
+        Self::Other {
+            code: 1,
+            what: what.into(),
+            help: Some(help.into()),
+        }
     }
 
     /// A failure because something that is needed does not answer.
     pub(super) fn unavailable(what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self::Other { code: EXIT_UNAVAILABLE, what: what.into(), help: Some(help.into()) }
+        Self::Other {
+            code: EXIT_UNAVAILABLE,
+            what: what.into(),
+            help: Some(help.into()),
+        }
+    }
+
+    /// A failure because an argument cannot be used.
+    pub(super) fn usage(what: impl Into<String>) -> Self {
+        Self::Other {
+            code: EXIT_USAGE,
+            what: what.into(),
+            help: None,
+        }
     }
 
     /// Says it on standard error.
@@ -81,6 +99,25 @@ impl From<ConfigErrors> for Failure {
     }
 }
 
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match error.kind() {
+            Kind::Connection | Kind::Transient => EXIT_UNAVAILABLE,
+            Kind::Fenced | Kind::Row | Kind::Relation | Kind::Refused => 1,
+        };
+        let help = error.hint().map(str::to_owned);
+        let what = without_hint(&error.to_string(), help.as_deref());
+        Self::Other { code, what, help }
+    }
+}
+
+/// A message of the Postgres edge without the hint at its end, which gets a line of its own.
+pub(super) fn without_hint(message: &str, hint: Option<&str>) -> String {
+    hint.and_then(|hint| message.strip_suffix(hint)?.strip_suffix("; "))
+        .unwrap_or(message)
+        .to_owned()
+}
+
 /// Errors of writing to standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
@@ -100,13 +137,19 @@ pub(super) fn write_table(out: &mut impl Write, rows: &[Vec<String>]) -> io::Res
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
-            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
         })
         .map(Option::unwrap_or_default)
         .collect();
     for (i, row) in rows.iter().enumerate() {
-        let cells: Vec<_> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         let line = cells.join("  ");
         let line = line.trim_end();
         if i == 0 {

@@ -6,43 +6,29 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{assemble, exit, report};
+use super::output::Failure;
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::metrics;
 use crate::ops::Server;
-use crate::sink::kv::KvClient;
 
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight. A second signal exits at once.
-pub async fn execute(config: Config) -> ExitCode {
-    for warning in &config.warnings {
-        warn!("{warning}");
-    }
-    let settings = match assemble::daemon(&config) {
-        Ok(settings) => settings,
-        Err(error) => return report::failure(exit::CONFIG, &error, Some("postgres.url")),
-    };
-    let kv = match KvClient::new(assemble::kv(&config.kv)) {
-        Ok(kv) => kv,
-        Err(error) => return report::failure(exit::CONFIG, &error, Some("[kv]")),
-    };
-    let metrics = match metrics::install() {
-        Ok(handle) => handle,
-        Err(error) => return report::failure(exit::FAILED, &error, None),
-    };
-    let (daemon, watcher) = Daemon::new(settings, kv);
+pub(super) async fn execute(config: Config) -> Result<ExitCode, Failure> {
+    let metrics = metrics::install()
+        .map_err(|error| Failure::new(format!("metrics cannot start: {error}"), "report this"))?;
+    let kv = super::kv_client(&config)?;
+    let (daemon, watcher) = Daemon::new(config.daemon_settings(), kv);
     let listen = config.ops.listen;
-    let server = match Server::bind(listen, watcher, metrics).await {
-        Ok(server) => server,
-        Err(error) => {
-            let place = format!("ops.listen = \"{listen}\"");
-            return report::failure(exit::UNAVAILABLE, &error, Some(&place));
-        }
-    };
+    let server = Server::bind(listen, watcher, metrics)
+        .await
+        .map_err(|error| {
+            Failure::unavailable(
+                format!("cannot listen on {listen}: {error}"),
+                "set ops.listen to an address of this machine and a port that is free",
+            )
+        })?;
     let shutdown = CancellationToken::new();
-    if let Err(error) = stop_on_signals(shutdown.clone()) {
-        return report::failure(exit::FAILED, &error, None);
-    }
+    stop_on_signals(shutdown.clone())?;
     if let Ok(addr) = server.addr() {
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -57,8 +43,8 @@ pub async fn execute(config: Config) -> ExitCode {
     served.cancel();
     // It ends within a second, and nothing of value is lost if it does not.
     let _ = server.await;
-    info!("stopped; nothing is in flight");
-    ExitCode::SUCCESS
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
@@ -72,11 +58,17 @@ fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
             }
         };
         let name = next().await;
-        info!(signal = name, "stopping: finishing what is in flight; once more to exit at once");
+        info!(
+            signal = name,
+            "stopping: finishing what is in flight; once more to exit at once"
+        );
         shutdown.cancel();
         let name = next().await;
-        warn!(signal = name, "exiting at once; claims in Postgres keep what was in flight");
-        std::process::exit(i32::from(exit::FAILED));
+        warn!(
+            signal = name,
+            "exiting at once; claims in Postgres keep what was in flight"
+        );
+        std::process::exit(1);
     });
     Ok(())
 }

@@ -3,13 +3,13 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-use secrecy::{ExposeSecret as _, SecretString};
+use std::time::Duration;
 
 use super::args::{InstallArgs, SqlArgs, SqlPart};
 use super::output::{Failure, GOOD};
-use crate::config::{self, Postgres, SqlConfig};
+use crate::config::{self, DatabaseConfig, SqlConfig};
 use crate::source::admin::Admin;
+use crate::source::{Settings, parse_url};
 use crate::sql_kit;
 
 pub(super) fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failure> {
@@ -19,7 +19,10 @@ pub(super) fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failu
         None => everything(&config, args.login.as_deref()),
         Some(SqlPart::Install) => sql_kit::install(&config.schema),
         Some(SqlPart::Uninstall) => sql_kit::uninstall(&config.schema),
-        Some(SqlPart::Watch) => watches(&config).map(|(_, sql)| sql).collect::<Vec<_>>().join("\n"),
+        Some(SqlPart::Watch) => watches(&config)
+            .map(|(_, sql)| sql)
+            .collect::<Vec<_>>()
+            .join("\n"),
     };
     write!(anstream::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
@@ -58,29 +61,69 @@ pub(super) async fn install(files: &[PathBuf], args: &InstallArgs) -> Result<Exi
     let database = config::load_database(files, std::env::vars_os());
     // Somebody else installs: the configured user is the daemon's.
     let login = match (&args.database_url, &database) {
-        (Some(_), Ok(database)) => daemon_user(&database.postgres),
+        (Some(_), Ok(database)) => database.postgres.connection.get_user().map(str::to_owned),
         _ => None,
     };
     if args.dry_run {
-        write!(anstream::stdout(), "{}", everything(&config, login.as_deref()))?;
+        write!(
+            anstream::stdout(),
+            "{}",
+            everything(&config, login.as_deref())
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     let settings = match &args.database_url {
-        None => database?.source_settings()?,
-        Some(url) => config::administrator(SecretString::from(url.as_str()), &config.schema)?,
+        None => database?.source_settings(),
+        Some(url) => administrator(url, database.as_ref().ok(), &config)?,
     };
     let admin = Admin::connect(&settings).await?;
     let mut out = anstream::stdout();
-    admin.run("installing the schema", &sql_kit::install(&config.schema)).await?;
+    admin
+        .run("installing the schema", &sql_kit::install(&config.schema))
+        .await?;
     writeln!(out, "{GOOD}ok{GOOD:#}  schema {}", config.schema)?;
     for (sync, sql) in watches(&config) {
-        admin.run(&format!("watching the table of sync {sync}"), &sql).await?;
+        admin
+            .run(&format!("watching the table of sync {sync}"), &sql)
+            .await?;
         writeln!(out, "{GOOD}ok{GOOD:#}  triggers of {sync}")?;
     }
     if let Some(login) = login {
         let sql = sql_kit::grant_daemon(&config.schema, &login);
-        admin.run(&format!("granting {login} what the daemon may do"), &sql).await?;
+        admin
+            .run(&format!("granting {login} what the daemon may do"), &sql)
+            .await?;
         writeln!(out, "{GOOD}ok{GOOD:#}  grants of {login}")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How to connect as somebody else than the daemon: TLS and limits as configured, where they are.
+fn administrator(
+    url: &str,
+    database: Option<&DatabaseConfig>,
+    config: &SqlConfig,
+) -> Result<Settings, Failure> {
+    let postgres = database.map(|database| &database.postgres);
+    let roots = postgres.and_then(|postgres| postgres.root_certificate.as_deref());
+    let allow_plaintext = postgres.is_some_and(|postgres| postgres.allow_plaintext);
+    let (connection, tls) = parse_url(url, roots, allow_plaintext)
+        .map_err(|error| Failure::usage(format!("--database-url cannot be used: {error}")))?;
+    Ok(match database {
+        Some(database) => Settings {
+            config: connection,
+            tls,
+            ..database.source_settings()
+        },
+        None => Settings {
+            config: connection,
+            tls,
+            schema: config.schema.as_str().to_owned(),
+            doorbell: true,
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(30),
+            lease_ttl: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(5),
+        },
+    })
 }

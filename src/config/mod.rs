@@ -8,6 +8,7 @@
 //! environment. `DATABASE_URL`, `CLOUDFLARE_API_TOKEN` and `CLOUDFLARE_ACCOUNT_ID` serve where all
 //! of these are silent.
 
+mod edges;
 mod effective;
 mod layers;
 mod problem;
@@ -25,6 +26,7 @@ use secrecy::SecretString;
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
 use crate::sink::token::TokenSource;
+use crate::source::TlsMode;
 use crate::sql_kit::{Schema, WatchSpec};
 
 pub use effective::{Effective, Entry};
@@ -89,10 +91,10 @@ pub struct SqlConfig {
 /// `[postgres]`: the way to the database.
 #[derive(Clone, Debug)]
 pub struct Postgres {
-    /// Connection string, with one host or more.
-    pub url: SecretString,
-    /// Password, where it is not part of `url`.
-    pub password: Option<SecretString>,
+    /// Hosts, user, password and socket options, from `url` and `password_file`.
+    pub connection: tokio_postgres::Config,
+    /// How the server's identity is proven.
+    pub tls: TlsMode,
     /// PEM file of certificate authorities to trust instead of the system's.
     pub root_certificate: Option<PathBuf>,
     /// Whether a host that is not loopback may be spoken to without TLS.

@@ -13,6 +13,7 @@ use super::{Backfill, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Sh
 use crate::change::{KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS};
 use crate::sink::setup::{CLOUDFLARE_API_BASE_URL, NamespaceId, base_url};
 use crate::sink::token::TokenSource;
+use crate::source::parse_url;
 use crate::sql_kit::Schema;
 
 const MS: Duration = Duration::from_millis(1);
@@ -29,6 +30,10 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
         section.stand_in("url", "DATABASE_URL");
     }
     let found = section.secret("url", "url_file");
+    let url_key = match found {
+        Some(FoundSecret::File(_)) => "url_file",
+        _ => "url",
+    };
     if found.is_none() && !section.is_set("url") && !section.is_set("url_file") {
         section.missing(
             "url",
@@ -37,7 +42,6 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
              DATABASE_URL",
         );
     }
-    let url = found.and_then(|found| section.reveal(("url", "url_file"), found, Scope::Database));
     let password_file = section.text("password_file", None);
     let password = password_file.map(|path| {
         let found = FoundSecret::File(path.into());
@@ -45,6 +49,19 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
     });
     let root_certificate = section.file("root_certificate", Scope::Database);
     let allow_plaintext = section.boolean("allow_plaintext", false);
+    let url = found.and_then(|found| section.reveal(("url", "url_file"), found, Scope::Database));
+    let parsed = url.zip(allow_plaintext).and_then(|(url, allow_plaintext)| {
+        let roots = root_certificate.as_deref();
+        match parse_url(url.expose_secret(), roots, allow_plaintext) {
+            Ok(parsed) => Some(parsed),
+            Err(error) => {
+                let (what, help) = sentence(&error.to_string());
+                let complaint = Complaint::new(format!("cannot be used: {what}"), help);
+                section.scoped_problem(url_key, complaint, Scope::Database);
+                None
+            }
+        }
+    });
     let schema = section.parsed("schema", Some("pg2kv"), "a name", |text| {
         Schema::parse(text).map_err(|_| bad_name(text))
     });
@@ -53,13 +70,13 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
     let connect_timeout = section.duration("connect_timeout", "10s", 100 * MS..=HOUR);
     let statement_timeout = section.duration("statement_timeout", "30s", 100 * MS..=HOUR);
     let postgres = || {
+        let (mut connection, tls) = parsed?;
+        if let Some(read) = password {
+            connection.password(read?.expose_secret());
+        }
         Some(Postgres {
-            url: url?,
-            // Outer: whether it is set; inner: whether it could be read.
-            password: match password {
-                None => None,
-                Some(read) => Some(read?),
-            },
+            connection,
+            tls,
             root_certificate,
             allow_plaintext: allow_plaintext?,
             schema: schema.clone()?,

@@ -15,7 +15,6 @@ use crate::source::lease::Candidate;
 use crate::source::{self, Doorbell, Gauges, Session};
 
 /// What every task may use.
-#[derive(Debug)]
 pub(super) struct World {
     pub(super) source: source::Settings,
     pub(super) syncs: Vec<SyncSpec>,
@@ -36,14 +35,13 @@ pub(super) enum Done {
 }
 
 /// The connections of a leader, or of a standby that will ask again.
-#[derive(Debug)]
 pub(super) struct Leadership {
     candidate: Arc<Candidate>,
     leading: Option<(Arc<Session>, Doorbell)>,
 }
 
 /// What the tasks of a leader use.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Leader {
     candidate: Arc<Candidate>,
     session: Arc<Session>,

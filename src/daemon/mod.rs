@@ -34,7 +34,6 @@ const GAUGES_INTERVAL: Duration = Duration::from_secs(10);
 const TOKEN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a sync is to the daemon.
-#[derive(Debug)]
 pub struct SyncSpec {
     /// What it reads.
     pub source: SyncSource,
@@ -45,7 +44,6 @@ pub struct SyncSpec {
 }
 
 /// What a daemon needs to run.
-#[derive(Debug)]
 pub struct Settings {
     /// The decider's limits and times.
     pub relay: crate::relay::Settings,
@@ -98,7 +96,6 @@ impl Watcher {
 }
 
 /// The daemon.
-#[derive(Debug)]
 pub struct Daemon {
     relay: Relay,
     world: Arc<World>,

@@ -9,7 +9,7 @@ use metrics::{counter, gauge, histogram};
 use tracing::{info, warn};
 
 use super::clock;
-use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome};
+use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId};
 use crate::metrics as names;
 use crate::relay::{BlockReason, HoldReason, Notice, Phase, Status};
 use crate::source::Gauges;
@@ -33,7 +33,8 @@ pub(super) struct Teller {
     syncs: Vec<String>,
     /// When each kind of trouble was logged, and how often it was not since.
     logged: HashMap<&'static str, (Mono, u64)>,
-    dead_letter_labels: Vec<(usize, String)>,
+    /// Series of the dead letters gauge that are not 0.
+    dead_letters_told: Vec<(SyncId, String)>,
 }
 
 impl Teller {
@@ -52,7 +53,7 @@ impl Teller {
         ] {
             counter!(name).absolute(0);
         }
-        Self { syncs, logged: HashMap::new(), dead_letter_labels: Vec::new() }
+        Self { syncs, logged: HashMap::new(), dead_letters_told: Vec::new() }
     }
 
     pub(super) fn tell(&mut self, notice: Notice) {
@@ -194,8 +195,25 @@ impl Teller {
                     .set(backfill.estimate.unwrap_or(0) as f64);
             }
         }
-        if !leading {
-            gauge!(names::OLDEST_CHANGE_AGE).set(0.0);
+        let age = status.oldest_change_age.unwrap_or_default();
+        gauge!(names::OLDEST_CHANGE_AGE).set(age.as_secs_f64());
+    }
+
+    /// The ledger, as the leader reads it every ten seconds.
+    pub(super) fn tell_gauges(&mut self, gauges: &Gauges) {
+        gauge!(names::OUTBOX_ROWS).set(gauges.outbox_rows as f64);
+        gauge!(names::OUTBOX_DEAD_ROWS).set(gauges.outbox_dead_rows as f64);
+        gauge!(names::CLAIMS).set(gauges.claims as f64);
+        gauge!(names::NOTIFICATION_QUEUE_USAGE).set(gauges.notify_queue_usage);
+        let age = gauges.oldest_transaction_age.unwrap_or_default();
+        gauge!(names::OLDEST_TRANSACTION_AGE).set(age.as_secs_f64());
+        // A reason that is gone must read 0, not its last count.
+        for (sync, reason) in std::mem::take(&mut self.dead_letters_told) {
+            dead_letters(&self.name(sync), reason).set(0.0);
+        }
+        for (sync, reason, count) in &gauges.dead_letters {
+            dead_letters(&self.name(*sync), reason.clone()).set(*count as f64);
+            self.dead_letters_told.push((*sync, reason.clone()));
         }
     }
 
@@ -244,9 +262,14 @@ impl Teller {
         }
     }
 
-    fn name(&self, sync: crate::change::SyncId) -> String {
+    fn name(&self, sync: SyncId) -> String {
         self.syncs.get(usize::from(sync.0)).cloned().unwrap_or_default()
     }
+}
+
+fn dead_letters(sync: &str, reason: String) -> metrics::Gauge {
+    let labels = [("sync", sync.to_owned()), ("reason", reason)];
+    gauge!(names::DEAD_LETTERS, &labels)
 }
 
 /// Why the keys of a request must be sent again, as a label.

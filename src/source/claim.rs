@@ -427,14 +427,15 @@ impl Reader {
         sync: &SyncSource,
         columns: &[Vec<String>],
     ) -> Result<Vec<Option<Key>>, Error> {
-        let prepared = self.prepared(sync).await?;
+        let prepared = self.plan(sync).await?;
         let doing = format!("making keys of names for sync {}", sync.name);
         let mut keys = vec![None; columns.len()];
         let mut parts = vec![0..columns.len()];
         while let Some(part) = parts.pop() {
             let texts: Vec<String> =
                 columns[part.clone()].iter().map(|values| json_array(values)).collect();
-            let query = self.link.client().query(&prepared.plan.keys, &[&texts]);
+            let parameters: [&(dyn ToSql + Sync); 1] = [&texts];
+            let query = self.link.client().query(&prepared.plan.keys, &parameters);
             match self.link.call(&doing, 1, Place::Relation, query).await {
                 Ok(rows) => {
                     for (key, row) in keys[part].iter_mut().zip(&rows) {

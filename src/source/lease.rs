@@ -19,7 +19,7 @@ use crate::change::Epoch;
 
 /// First key of our advisory locks: "pg2k" in ASCII. The second one is made of the schema's oid, so
 /// that two installations in one database have a leader each.
-const LOCK_CLASS: i32 = 0x7067_326b;
+pub(super) const LOCK_CLASS: i32 = 0x7067_326b;
 /// First key of the locks that probe for a pooler: "pg2p".
 const PROBE_CLASS: i32 = 0x7067_3270;
 /// A server process of a closed connection is gone within milliseconds; longer than this and

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::change::SyncId;
 
+pub mod admin;
 mod check;
 mod claim;
 pub mod doorbell;

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::screen::Screen;
 use super::{failed, io_failed};
 use crate::cli::args::DemoArgs;
-use crate::cli::assemble;
 use crate::cli::output::Failure;
 use crate::config;
 use crate::daemon::Daemon;
@@ -23,7 +22,6 @@ use crate::emulator::clock::Clock;
 use crate::emulator::limits::Limits;
 use crate::emulator::record::{Applied, Op, Subscription};
 use crate::emulator::{self, Emulator};
-use crate::sink::kv::KvClient;
 use crate::sql_kit::{self, Schema};
 use crate::throwaway::{self, Postgres};
 
@@ -129,11 +127,8 @@ impl World {
     }
 
     pub(super) async fn start_daemon(&mut self) -> Result<(), Failure> {
-        let settings = assemble::daemon(&self.config)
-            .map_err(|error| failed("the demo's configuration is wrong", &error))?;
-        let kv = KvClient::new(assemble::kv(&self.config.kv))
-            .map_err(|error| failed("the demo's configuration is wrong", &error))?;
-        let (daemon, _) = Daemon::new(settings, kv);
+        let kv = crate::cli::kv_client(&self.config)?;
+        let (daemon, _) = Daemon::new(self.config.daemon_settings(), kv);
         self.daemon = Some(tokio::spawn(daemon.run(self.shutdown.clone())));
         let rows = self
             .client

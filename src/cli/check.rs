@@ -1,0 +1,142 @@
+//! `pg2kv check`: one line for each thing that must be in order.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::output::{BAD, DIM, DOUBT, Failure, GOOD, without_hint};
+use crate::change::{Answer, NotSentReason, Outcome};
+use crate::config::{self, Config};
+use crate::sink::kv::KvClient;
+use crate::sink::setup::NamespaceId;
+use crate::source::{self, Finding};
+
+pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
+    let config = config::load(files, std::env::vars_os())?;
+    let mut findings = vec![Finding {
+        what: "configuration".to_owned(),
+        ok: true,
+        detail: format!(
+            "{} ({})",
+            count(config.syncs.len(), "sync"),
+            super::named(files)
+        ),
+        hint: None,
+    }];
+    findings.extend(source::check(&config.source_settings(), &config.sync_sources()).await);
+    findings.extend(workers_kv(&config).await);
+
+    let mut out = anstream::stdout();
+    for warning in &config.warnings {
+        writeln!(out, "{DOUBT}warn{DOUBT:#}  {}", warning.what)?;
+        writeln!(out, "      {DIM}where:{DIM:#} {}", warning.place)?;
+    }
+    let width = findings
+        .iter()
+        .map(|finding| finding.what.len())
+        .max()
+        .unwrap_or(0);
+    for Finding {
+        what,
+        ok,
+        detail,
+        hint,
+    } in &findings
+    {
+        let mark = if *ok {
+            format!("{GOOD}ok  {GOOD:#}")
+        } else {
+            format!("{BAD}FAIL{BAD:#}")
+        };
+        let detail = without_hint(detail, hint.as_deref());
+        writeln!(out, "{mark}  {what:<width$}  {detail}")?;
+        if let Some(hint) = hint {
+            writeln!(out, "      {:width$}  {DIM}help:{DIM:#} {hint}", "")?;
+        }
+    }
+    let failed = findings.iter().filter(|finding| !finding.ok).count();
+    if failed == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    writeln!(out, "\n{} not in order", count(failed, "thing"))?;
+    Ok(ExitCode::FAILURE)
+}
+
+/// Token and namespaces, by the cheapest read of each namespace.
+async fn workers_kv(config: &Config) -> Vec<Finding> {
+    let client = match KvClient::new(config.sink_settings()) {
+        Ok(client) => client,
+        Err(error) => {
+            let (detail, hint) = match error.to_string().split_once("; ") {
+                Some((detail, hint)) => (detail.to_owned(), Some(hint.to_owned())),
+                None => (error.to_string(), None),
+            };
+            return vec![Finding {
+                what: "workers kv".to_owned(),
+                ok: false,
+                detail,
+                hint,
+            }];
+        }
+    };
+    let mut namespaces: BTreeMap<&NamespaceId, Vec<&str>> = BTreeMap::new();
+    for sync in &config.syncs {
+        namespaces
+            .entry(&sync.namespace_id)
+            .or_default()
+            .push(&sync.watch.sync);
+    }
+    let mut findings = Vec::new();
+    for (namespace, syncs) in namespaces {
+        let answer = client.probe(namespace).await;
+        findings.push(judge(namespace, &syncs.join(", "), &answer));
+    }
+    findings
+}
+
+/// What a probe says of token and namespace.
+fn judge(namespace: &NamespaceId, syncs: &str, answer: &Answer) -> Finding {
+    let hint = match &answer.outcome {
+        Outcome::Written => None,
+        Outcome::Unauthorized => Some(
+            "make a token with \"Workers KV Storage: Edit\" for this account, and compare \
+             kv.account_id",
+        ),
+        Outcome::NamespaceGone => Some(
+            "`wrangler kv namespace list` prints the ids; correct namespace_id or kv.account_id",
+        ),
+        Outcome::NotSent(NotSentReason::Dns) => {
+            Some("the host of kv.api_base_url must resolve from here: look at DNS")
+        }
+        Outcome::NotSent(NotSentReason::Connect) => Some(
+            "the host of kv.api_base_url must be reachable from here: look at firewall, network \
+             policy and kv.proxy",
+        ),
+        Outcome::NotSent(NotSentReason::Tls) => Some(
+            "look at the clock of this machine, at its package ca-certificates and at \
+             kv.root_certificate",
+        ),
+        Outcome::Throttled(_) | Outcome::QuotaExhausted => {
+            Some("the daemon waits for it; other users of this token or account count too")
+        }
+        Outcome::Partial(_)
+        | Outcome::Ambiguous(_)
+        | Outcome::NotSent(NotSentReason::Fenced)
+        | Outcome::Rejected
+        | Outcome::Unexpected => Some("try again; look at kv.api_base_url where it stays so"),
+    };
+    Finding {
+        what: format!("namespace of {syncs}"),
+        ok: hint.is_none(),
+        detail: match hint {
+            None => format!("{} answers, and takes the token", namespace.as_str()),
+            Some(_) => format!("{}: {}", namespace.as_str(), answer.detail),
+        },
+        hint: hint.map(str::to_owned),
+    }
+}
+
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}

@@ -1,0 +1,135 @@
+//! `pg2kv status` and `pg2kv resync`: what stands in the database.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::args::{ResyncArgs, StatusArgs};
+use super::output::{BAD, DOUBT, Failure, GOOD, write_table};
+use crate::config;
+use crate::source::admin::{Admin, Leader, Status, SyncStatus};
+
+pub(super) async fn execute(files: &[PathBuf], args: &StatusArgs) -> Result<ExitCode, Failure> {
+    let config = config::load_database(files, std::env::vars_os())?;
+    let status = Admin::connect(&config.source_settings())
+        .await?
+        .status()
+        .await?;
+    if args.json {
+        writeln!(anstream::stdout(), "{}", as_json(&status))?;
+    } else {
+        print(&status)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn resync(files: &[PathBuf], args: &ResyncArgs) -> Result<ExitCode, Failure> {
+    let config = config::load_database(files, std::env::vars_os())?;
+    Admin::connect(&config.source_settings())
+        .await?
+        .resync(&args.sync)
+        .await?;
+    writeln!(
+        anstream::stdout(),
+        "{GOOD}ok{GOOD:#}  every document of {} will be written again; `pg2kv status` shows how far \
+         it is",
+        args.sync
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(status: &Status) -> Result<(), Failure> {
+    let mut out = anstream::stdout();
+    match &status.leader {
+        None => writeln!(
+            out,
+            "leader  {BAD}none{BAD:#}, and there never was one: `pg2kv run`"
+        )?,
+        Some(Leader {
+            holder,
+            epoch,
+            since,
+            alive,
+        }) => {
+            let since = since
+                .as_deref()
+                .map(|at| format!(" since {at}"))
+                .unwrap_or_default();
+            if *alive {
+                writeln!(out, "leader  {GOOD}{holder}{GOOD:#}{since} (epoch {epoch})")?;
+            } else {
+                writeln!(
+                    out,
+                    "leader  {BAD}none{BAD:#}; the last one was {holder}{since} (epoch {epoch})"
+                )?;
+            }
+        }
+    }
+    writeln!(out)?;
+    if status.syncs.is_empty() {
+        writeln!(out, "{DOUBT}no table is watched{DOUBT:#}: `pg2kv install`")?;
+        return Ok(());
+    }
+    let heading = [
+        "SYNC", "TABLE", "WAITING", "OLDEST", "CLAIMS", "DEAD", "BACKFILL", "TRIGGERS",
+    ];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    rows.extend(status.syncs.iter().map(row));
+    write_table(&mut out, &rows)?;
+    Ok(())
+}
+
+fn row(sync: &SyncStatus) -> Vec<String> {
+    let nothing = || "-".to_owned();
+    vec![
+        sync.sync.clone(),
+        sync.table.clone().unwrap_or_else(nothing),
+        sync.waiting.to_string(),
+        sync.oldest_wait_seconds.map_or_else(nothing, age),
+        sync.claims.to_string(),
+        sync.dead_letters.to_string(),
+        sync.backfill.clone().unwrap_or_else(nothing),
+        sync.triggers.clone(),
+    ]
+}
+
+/// Seconds in words, coarse enough to read at a glance.
+fn age(seconds: f64) -> String {
+    let age = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
+    let coarse = match age.as_secs() {
+        0 => Duration::from_millis(u64::try_from(age.as_millis()).unwrap_or_default()),
+        seconds => Duration::from_secs(seconds),
+    };
+    humantime::format_duration(coarse).to_string()
+}
+
+fn as_json(status: &Status) -> serde_json::Value {
+    let leader = status.leader.as_ref().map(|leader| {
+        json!({
+            "holder": leader.holder,
+            "epoch": leader.epoch,
+            "since": leader.since,
+            "alive": leader.alive,
+        })
+    });
+    let syncs: Vec<_> = status
+        .syncs
+        .iter()
+        .map(|sync| {
+            json!({
+                "sync": sync.sync,
+                "table": sync.table,
+                "triggers": sync.triggers,
+                "waiting": sync.waiting,
+                "oldest_wait_seconds": sync.oldest_wait_seconds,
+                "claims": sync.claims,
+                "dead_letters": sync.dead_letters,
+                "backfill": sync.backfill,
+            })
+        })
+        .collect();
+    json!({ "leader": leader, "syncs": syncs })
+}

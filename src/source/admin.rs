@@ -1,0 +1,178 @@
+//! A connection for people: runs the SQL kit and reads what stands in the database.
+//!
+//! Unlike the rest of this room it shows the server's hints: what runs here is our own SQL, whose
+//! errors quote no rows. Details are dropped all the same.
+
+use tokio_postgres::SimpleQueryMessage;
+
+use super::error::{Error, Kind, Place};
+use super::lease::LOCK_CLASS;
+use super::link::{Link, Role};
+use super::{Settings, recover};
+
+/// Statements that the files of the SQL kit count as, for the deadline.
+const KIT_STATEMENTS: u32 = 10;
+
+const LEASE: &str = "\
+    select l.holder, l.epoch, to_char(l.acquired_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+      exists (
+        select from pg_catalog.pg_locks as k, pg_catalog.pg_namespace as n
+        where k.locktype = 'advisory' and k.granted and k.classid = $1::int8::oid and k.objsubid = 2
+          and k.database = (select oid from pg_catalog.pg_database where datname = current_database())
+          and n.nspname = $2::text and k.objid = (n.oid::int8 & 2147483647)::oid)
+    from pg2kv.lease as l";
+
+const STATUS: &str = "\
+    select sync, relation, triggers, waiting, extract(epoch from oldest_wait)::float8,
+      claims, dead_letters, backfill
+    from pg2kv.status()";
+
+/// What stands in the database.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Who leads, or led last; `None` where nobody ever did.
+    pub leader: Option<Leader>,
+    /// Each watched table.
+    pub syncs: Vec<SyncStatus>,
+}
+
+/// Who leads.
+#[derive(Clone, Debug)]
+pub struct Leader {
+    /// Name of the process.
+    pub holder: String,
+    /// Number of its leadership.
+    pub epoch: i64,
+    /// When it began, RFC 3339.
+    pub since: Option<String>,
+    /// Whether it holds the lease now.
+    pub alive: bool,
+}
+
+/// What waits for a sync.
+#[derive(Clone, Debug)]
+pub struct SyncStatus {
+    /// Its name.
+    pub sync: String,
+    /// Its table, where that exists.
+    pub table: Option<String>,
+    /// `ok`, or what is wrong with the triggers.
+    pub triggers: String,
+    /// Changes that no daemon has claimed.
+    pub waiting: i64,
+    /// Age of the oldest of these in seconds.
+    pub oldest_wait_seconds: Option<f64>,
+    /// Batches whose outcome is not settled.
+    pub claims: i64,
+    /// Keys that cannot be written.
+    pub dead_letters: i64,
+    /// How far a backfill is.
+    pub backfill: Option<String>,
+}
+
+/// A connection for people.
+pub struct Admin {
+    link: Link,
+    settings: Settings,
+}
+
+impl Admin {
+    /// Connects; the session keeps the role's own settings.
+    ///
+    /// # Errors
+    /// As for any connection.
+    pub async fn connect(settings: &Settings) -> Result<Self, Error> {
+        let link = Link::open(settings, Role::Raw, None).await?;
+        Ok(Self {
+            link,
+            settings: settings.clone(),
+        })
+    }
+
+    /// Runs statements of the SQL kit and drops what they return.
+    ///
+    /// # Errors
+    /// The server's message with its hint.
+    pub async fn run(&self, doing: &str, sql: &str) -> Result<(), Error> {
+        let group = async {
+            let done = self.link.client().simple_query(sql).await;
+            done.map(|_: Vec<SimpleQueryMessage>| ())
+                .map_err(|error| told(doing, error))
+        };
+        self.link.within(doing, KIT_STATEMENTS, group).await
+    }
+
+    /// Asks for everything to be written again.
+    ///
+    /// # Errors
+    /// There is no such sync, or no schema.
+    pub async fn resync(&self, sync: &str) -> Result<(), Error> {
+        let doing = format!("asking for a resync of {sync}");
+        let sql = self.settings.sql("select pg2kv.resync($1)");
+        let group = async {
+            let done = self.link.client().execute(&sql, &[&sync]).await;
+            done.map(drop).map_err(|error| told(&doing, error))
+        };
+        recover::require_schema(&self.settings, &self.link).await?;
+        self.link.within(&doing, 2, group).await
+    }
+
+    /// Reads who leads and what waits.
+    ///
+    /// # Errors
+    /// There is no schema, or the role may not read it.
+    pub async fn status(&self) -> Result<Status, Error> {
+        let doing = "reading the status";
+        recover::require_schema(&self.settings, &self.link).await?;
+        let client = self.link.client();
+        let (lease, status) = (self.settings.sql(LEASE), self.settings.sql(STATUS));
+        let class = i64::from(LOCK_CLASS);
+        let leader = self
+            .link
+            .call(
+                doing,
+                2,
+                Place::Own,
+                client.query_opt(&lease, &[&class, &self.settings.schema]),
+            )
+            .await?
+            .and_then(|row| {
+                Some(Leader {
+                    holder: row.get::<_, Option<String>>(0)?,
+                    epoch: row.get(1),
+                    since: row.get(2),
+                    alive: row.get(3),
+                })
+            });
+        let rows = self
+            .link
+            .call(doing, 2, Place::Own, client.query(&status, &[]))
+            .await?;
+        let syncs = rows
+            .iter()
+            .map(|row| SyncStatus {
+                sync: row.get(0),
+                table: row.get(1),
+                triggers: row.get(2),
+                waiting: row.get(3),
+                oldest_wait_seconds: row.get(4),
+                claims: row.get(5),
+                dead_letters: row.get(6),
+                backfill: row.get(7),
+            })
+            .collect();
+        Ok(Status { leader, syncs })
+    }
+}
+
+/// An error of our own SQL, in the server's words.
+fn told(doing: &str, error: tokio_postgres::Error) -> Error {
+    let Some(db) = error.as_db_error() else {
+        return Error::from_driver(Place::Own, doing, error);
+    };
+    let told = Error::new(Kind::Refused, doing, db.message());
+    match db.hint() {
+        Some(hint) => told.with_hint(hint),
+        None => told,
+    }
+}
