@@ -295,8 +295,11 @@ impl Table {
             .enumerate()
             .map(|(at, column)| format!("(u.names->>{at})::{} as {}", column.cast, column.name))
             .collect();
-        let key: Vec<String> =
-            self.columns.iter().map(|column| column.to_key("pg2kv_key")).collect();
+        let key: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| column.to_key("pg2kv_key"))
+            .collect();
         format!(
             "select jsonb_build_array({})::text from (select u.ord, {} from (select k.ord, \
              k.names::jsonb as names from unnest($1::text[]) with ordinality as k(names, ord)) as u) \
