@@ -4,6 +4,9 @@
 //! The servers end with the process. What takes long to make (the newer server's programs, empty
 //! data directories) is made once and kept below the target directory.
 
+// Clippy takes this for code outside tests.
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
