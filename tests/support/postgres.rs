@@ -36,7 +36,7 @@ impl Server {
     /// Where its programs are; installs them when they are missing.
     pub(crate) fn bin_dir(self) -> PathBuf {
         match self {
-            Self::Installed => throwaway::find_bin_dir().expect("a PostgreSQL server"),
+            Self::Installed => throwaway::programs::find_bin_dir().expect("a PostgreSQL server"),
             Self::Newer => newer_bin_dir(),
         }
     }
