@@ -247,6 +247,8 @@ pub struct Poison {
     pub reason: PoisonReason,
     /// One sentence for the operator; holds no value of a row.
     pub detail: String,
+    /// Name of the pair in KV, where it has a legal one.
+    pub name: Option<KvName>,
 }
 
 impl Poison {
@@ -255,6 +257,15 @@ impl Poison {
         Self {
             reason,
             detail: detail.into(),
+            name: None,
+        }
+    }
+
+    /// The same with the name of the pair.
+    pub fn of(self, name: KvName) -> Self {
+        Self {
+            name: Some(name),
+            ..self
         }
     }
 }

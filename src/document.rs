@@ -267,9 +267,9 @@ pub fn render(template: &Template, columns: &[String], value: Option<Bytes>) -> 
     let Some(value) = value else {
         return Rendered::Delete(name);
     };
-    match document(name, value) {
+    match document(name.clone(), value) {
         Ok(document) => Rendered::Put(document),
-        Err(poison) => Rendered::Poison(poison),
+        Err(poison) => Rendered::Poison(poison.of(name)),
     }
 }
 

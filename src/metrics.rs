@@ -1,1 +1,136 @@
-//! (to come)
+//! Names, labels, help texts and buckets of all metrics, as constants.
+//!
+//! Labels come from the configuration (`sync`) or from enums, never from data: there is no label
+//! with a key, a value or an error text.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Kind of a metric, for descriptions and the reference in the README.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Distribution in fixed buckets.
+    Histogram,
+}
+
+/// A metric as it is described to Prometheus and in the README.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Name, base unit and `_total` included.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Type,
+    /// Label names.
+    pub labels: &'static [&'static str],
+    /// One sentence.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)+) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)+
+        /// All metrics of pg2kv, in the order of the reference.
+        pub const ALL: &[Metric] = &[$(
+            Metric { name: $name, kind: Type::$kind, labels: &[$($label),*], help: $help },
+        )+];
+    };
+}
+
+metrics! {
+    LEADER = "pg2kv_leader", Gauge, [], "1 while this process leads, else 0.";
+    EPOCH = "pg2kv_epoch", Gauge, [], "Number of this process's leadership, 0 while it does not lead.";
+    LEADER_TRANSITIONS = "pg2kv_leader_transitions_total", Counter, [], "Times that this process became the leader.";
+    POSTGRES_UP = "pg2kv_postgres_up", Gauge, [], "1 while the session with Postgres works, else 0.";
+    LEDGER_FAILURES = "pg2kv_ledger_failures_total", Counter, ["kind"], "Failed statements on Postgres, and sessions lost, by what they mean.";
+    WAKEUPS = "pg2kv_wakeups_total", Counter, ["cause"], "Fetches of the outbox, by what caused them.";
+    BELL_RINGS = "pg2kv_bell_rings_total", Counter, [], "Notifications received from writers.";
+    CHANGES_FETCHED = "pg2kv_changes_fetched_total", Counter, [], "Rows fetched from the outbox.";
+    CHANGES_IGNORED = "pg2kv_changes_ignored_total", Counter, [], "Outbox rows of syncs that this daemon is not configured for; they stay there.";
+    KEYS_COALESCED = "pg2kv_keys_coalesced_total", Counter, [], "Changes of a key that waited already and so cost no write of their own.";
+    QUEUE_KEYS = "pg2kv_queue_keys", Gauge, [], "Distinct keys in memory.";
+    IN_FLIGHT_KEYS = "pg2kv_in_flight_keys", Gauge, [], "Keys being claimed, read or written.";
+    DOUBT_KEYS = "pg2kv_doubt_keys", Gauge, [], "Keys of which an earlier write may still land late; they are written once more.";
+    OLDEST_CHANGE_AGE = "pg2kv_oldest_unwritten_change_age_seconds", Gauge, [], "Age of the oldest change that is not proven to be in KV. The one number to watch.";
+    COMMIT_TO_WRITTEN = "pg2kv_commit_to_written_seconds", Histogram, ["sync"], "Time from a key's oldest change in Postgres to the proof that KV has it.";
+    BATCH_PAIRS = "pg2kv_batch_pairs", Histogram, [], "Pairs in a request to KV.";
+    PAIRS_WRITTEN = "pg2kv_pairs_written_total", Counter, ["sync", "op"], "Pairs proven written or deleted. Cloudflare bills each.";
+    KEYS_UNCHANGED = "pg2kv_keys_unchanged_total", Counter, ["sync"], "Keys whose document was in KV already, so that no write was billed.";
+    KV_REQUESTS = "pg2kv_kv_requests_total", Counter, ["status_class"], "Bulk requests by status class; none where no reply came.";
+    KV_REQUEST_DURATION = "pg2kv_kv_request_duration_seconds", Histogram, [], "Time from sending a bulk request to its reply.";
+    RETRIES = "pg2kv_retries_total", Counter, ["reason"], "Requests whose keys must be sent again, by reason.";
+    BLOCKED = "pg2kv_sending_blocked", Gauge, ["reason"], "1 while nothing is sent for this reason.";
+    SYNC_ON_HOLD = "pg2kv_sync_on_hold", Gauge, ["sync", "reason"], "1 while this sync is on hold for this reason; the others flow.";
+    BUDGET_LEFT = "pg2kv_budget_left_requests", Gauge, [], "Requests that may go now without touching the reserve.";
+    DEAD_LETTERED = "pg2kv_dead_lettered_total", Counter, ["sync", "reason"], "Keys that went to the dead letters.";
+    DEAD_LETTERS = "pg2kv_dead_letters", Gauge, ["sync", "reason"], "Keys in the dead letters.";
+    OUTBOX_ROWS = "pg2kv_outbox_rows", Gauge, [], "Rows in the outbox, estimated from statistics where there are many.";
+    OUTBOX_DEAD_ROWS = "pg2kv_outbox_dead_rows", Gauge, [], "Dead row versions of the outbox that autovacuum has not removed.";
+    CLAIMS = "pg2kv_claims", Gauge, [], "Claims that are not settled.";
+    NOTIFICATION_QUEUE_USAGE = "pg2kv_notification_queue_usage_ratio", Gauge, [], "Share of the server's notification queue that is in use, 0 to 1.";
+    OLDEST_TRANSACTION_AGE = "pg2kv_oldest_transaction_age_seconds", Gauge, [], "Age of the oldest open transaction of the database. Old ones keep dead rows from being removed.";
+    BACKFILL_RUNNING = "pg2kv_backfill_running", Gauge, ["sync"], "1 while a backfill of the sync runs.";
+    BACKFILL_DONE = "pg2kv_backfill_done_rows", Gauge, ["sync"], "Rows and names that the running backfill has done.";
+    BACKFILL_ESTIMATE = "pg2kv_backfill_estimate_rows", Gauge, ["sync"], "Rows that the running backfill has in all, estimated.";
+    BACKFILLS = "pg2kv_backfills_total", Counter, ["sync"], "Backfills that were done to the end.";
+    BUILD_INFO = "pg2kv_build_info", Gauge, ["version", "revision"], "Always 1; the labels say what runs.";
+    START_TIME = "pg2kv_start_time_seconds", Gauge, [], "Unix time at which the process started.";
+}
+
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    1800.0,
+];
+const PAIRS: &[f64] = &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0];
+
+/// Installs the process-wide recorder.
+///
+/// # Errors
+/// When a recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_PAIRS.to_owned()), PAIRS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    for metric in ALL {
+        let unit = if metric.name.contains("_seconds") { Unit::Seconds } else { Unit::Count };
+        match metric.kind {
+            Type::Counter => describe_counter!(metric.name, unit, metric.help),
+            Type::Gauge => describe_gauge!(metric.name, unit, metric.help),
+            Type::Histogram => describe_histogram!(metric.name, unit, metric.help),
+        }
+    }
+    let revision = option_env!("PG2KV_REVISION").unwrap_or("unknown");
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION"), "revision" => revision).set(1.0);
+    let started = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64());
+    gauge!(START_TIME).set(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions() {
+        for metric in ALL {
+            assert!(metric.name.starts_with("pg2kv_"), "{}", metric.name);
+            let total = metric.name.ends_with("_total");
+            assert_eq!(total, metric.kind == Type::Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+        let mut names: Vec<&str> = ALL.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

@@ -176,9 +176,9 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub rows: u64,
 
-    /// Changes to make
-    #[arg(long, value_name = "M", default_value_t = 200)]
-    pub changes: u64,
+    /// Changes to make [default: until Ctrl-C; 200 without a terminal]
+    #[arg(long, value_name = "M")]
+    pub changes: Option<u64>,
 
     /// How long a key must be quiet before it is written
     #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = duration)]

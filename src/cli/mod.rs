@@ -20,6 +20,8 @@ use clap::FromArgMatches as _;
 
 pub use args::{Cli, DemoArgs};
 
+use crate::sink::kv::KvClient;
+
 use args::{Command, ConfigCommand};
 use output::Failure;
 
@@ -60,7 +62,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             for warning in &config.warnings {
                 tracing::warn!(place = %warning.place, "{}", warning.what);
             }
-            Ok(run::execute(config).await)
+            run::execute(config).await
         }
         Command::Check => check::execute(&files).await,
         Command::Sql(args) => sql::print(&files, &args),
@@ -68,12 +70,21 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::execute(&files, &args).await,
         Command::Resync(args) => status::resync(&files, &args).await,
         Command::Emulator(args) => emulator::execute(args).await,
-        Command::Demo(args) => Ok(demo::execute(args).await),
+        Command::Demo(args) => demo::execute(args).await,
         Command::Config {
             command: ConfigCommand::Print,
         } => config::print(&files),
         Command::Version(args) => version::print(&args),
     }
+}
+
+/// The client of Workers KV.
+fn kv_client(config: &crate::config::Config) -> Result<KvClient, Failure> {
+    KvClient::new(config.sink_settings()).map_err(|error| Failure::Other {
+        code: EXIT_CONFIG,
+        what: error.to_string(),
+        help: Some("look at [kv] in the configuration".to_owned()),
+    })
 }
 
 /// What a person calls the files: for messages.

@@ -33,6 +33,15 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// A failure with exit code 1.
+    pub(super) fn new(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Other {
+            code: 1,
+            what: what.into(),
+            help: Some(help.into()),
+        }
+    }
+
     /// A failure because something that is needed does not answer.
     pub(super) fn unavailable(what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Other {

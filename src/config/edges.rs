@@ -1,13 +1,79 @@
 //! What the checked configuration means to the rooms at the edges.
 
+use std::time::Duration;
+
 use secrecy::ExposeSecret as _;
 
 use super::{Config, DatabaseConfig, Lease, Postgres, ValueSource};
 use crate::change::SyncId;
-use crate::sink;
+use crate::queue::{self, backoff, budget};
+use crate::{daemon, relay, sink};
 use crate::source::{self, SyncSource, ValueSql};
 
+/// A standby asks for the lease this often, so that a clean hand-over takes less than a second.
+const CAMPAIGN_INTERVAL: Duration = Duration::from_millis(500);
+/// Most rows of one fetch: a page that is decoded in milliseconds.
+const FETCH_MAX: usize = 10_000;
+/// Keys whose last content is remembered, so that an equal document is not billed again.
+const SEEN_MAX: usize = 200_000;
+
 impl Config {
+    /// What the daemon runs on.
+    pub fn daemon_settings(&self) -> daemon::Settings {
+        daemon::Settings {
+            relay: self.relay_settings(),
+            source: self.source_settings(),
+            syncs: self
+                .sync_sources()
+                .into_iter()
+                .zip(&self.syncs)
+                .map(|(source, sync)| daemon::SyncSpec {
+                    source,
+                    template: sync.template.clone(),
+                    namespace: sync.namespace_id.clone(),
+                })
+                .collect(),
+            holder: self.lease.holder.clone(),
+        }
+    }
+
+    fn relay_settings(&self) -> relay::Settings {
+        let backoff = backoff::Settings {
+            initial: self.retry.initial,
+            max: self.retry.max,
+        };
+        let queue = &self.queue;
+        relay::Settings {
+            queue: queue::Settings {
+                quiet: queue.quiet,
+                max_wait: queue.max_wait,
+                key_interval: queue.key_interval,
+                keys_max: queue.keys_max,
+                leading: queue.leading,
+                backoff,
+            },
+            backoff,
+            budget: budget::Settings {
+                requests_per_window: self.kv.requests_per_5min.unwrap_or(0),
+                reserve_requests: self.kv.reserve_requests,
+            },
+            syncs: self.syncs.iter().map(|sync| sync.watch.sync.clone()).collect(),
+            pairs_max: self.kv.pairs_max,
+            body_max_bytes: self.kv.body_max_bytes,
+            in_flight_max: self.kv.in_flight_max,
+            late_write_window: self.retry.late_write_window,
+            lease_ttl: self.lease.ttl,
+            campaign_interval: CAMPAIGN_INTERVAL,
+            poll_interval: self.postgres.poll_interval,
+            linger: linger(queue.quiet),
+            doorbell: self.postgres.doorbell,
+            backfill_chunk: self.backfill.chunk,
+            fetch_max: FETCH_MAX,
+            grace: self.shutdown.grace,
+            seen_max: SEEN_MAX,
+        }
+    }
+
     /// How to reach Postgres.
     pub fn source_settings(&self) -> source::Settings {
         source_settings(&self.postgres, &self.lease)
@@ -68,4 +134,10 @@ fn source_settings(postgres: &Postgres, lease: &Lease) -> source::Settings {
         lease_ttl: lease.ttl,
         poll_interval: postgres.poll_interval,
     }
+}
+
+/// While changes keep coming the outbox is read this often: a part of the debounce that does not
+/// show, and seldom enough to cost next to nothing.
+fn linger(quiet: Duration) -> Duration {
+    (quiet / 5).clamp(Duration::from_millis(2), Duration::from_millis(20))
 }

@@ -117,9 +117,14 @@ async fn statistics(State(store): State<Store>) -> Json<Statistics> {
     Json(store.statistics())
 }
 
-async fn set_token(State(store): State<Store>, Json(Token { token }): Json<Token>) -> StatusCode {
-    store.set_token(token);
-    StatusCode::NO_CONTENT
+async fn set_token(State(store): State<Store>, body: Bytes) -> Response {
+    match serde_json::from_slice(&body) {
+        Ok(Token { token }) => {
+            store.set_token(token);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    }
 }
 
 async fn dump(State(store): State<Store>, Path(namespace): Path<String>) -> Response {

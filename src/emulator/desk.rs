@@ -4,6 +4,7 @@
 //! themselves are in `api`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -367,8 +368,13 @@ fn half(reply: Reply) -> Response {
     response
         .headers_mut()
         .insert(CONTENT_LENGTH, HeaderValue::from(length));
-    let broken = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
-    *response.body_mut() = Body::from_stream(futures_util::stream::iter([Ok(first), Err(broken)]));
+    let sent = stream::once(async { Ok(first) });
+    let broken = stream::once(async {
+        // One turn of waiting lets the server flush what it has before the error ends it.
+        tokio::task::yield_now().await;
+        Err(io::Error::from(io::ErrorKind::ConnectionAborted))
+    });
+    *response.body_mut() = Body::from_stream(sent.chain(broken));
     response
 }
 

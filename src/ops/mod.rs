@@ -1,1 +1,164 @@
-//! (to come)
+//! The HTTP server for operators: probes, metrics, status.
+//!
+//! Read-only, GET only, without secrets, keys or values. Probes depend on nothing outside but what
+//! their names say: `/livez` never on Postgres or KV, or an outage there would restart every pod.
+
+mod status;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::daemon::{Report, Watcher};
+use crate::relay::Phase;
+
+/// A loop that did not go round for this long is stuck. It goes round each second at least.
+const STUCK_AFTER: Duration = Duration::from_secs(15);
+/// How often histograms are folded up.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+struct Ops {
+    watcher: Watcher,
+    metrics: PrometheusHandle,
+}
+
+/// The server, bound and not yet serving.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    ops: Ops,
+}
+
+impl Server {
+    /// Binds `listen`.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn bind(
+        listen: SocketAddr,
+        watcher: Watcher,
+        metrics: PrometheusHandle,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        Ok(Self { listener, ops: Ops { watcher, metrics } })
+    }
+
+    /// The address, with the port that was chosen where 0 was asked for.
+    ///
+    /// # Errors
+    /// When the socket cannot be asked.
+    pub fn addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let process = metrics_process::Collector::default();
+        process.describe();
+        let handle = self.ops.metrics.clone();
+        let upkeep = async move {
+            let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
+            loop {
+                interval.tick().await;
+                handle.run_upkeep();
+            }
+        };
+        let stopped = shutdown.clone();
+        let server = axum::serve(self.listener, router(self.ops))
+            .with_graceful_shutdown(async move { stopped.cancelled().await });
+        tokio::select! {
+            result = server => if let Err(error) = result {
+                tracing::error!(%error, "the HTTP server for operators stopped");
+            },
+            () = upkeep => {}
+            // A client that keeps its connection open must not hold up the exit.
+            () = async { shutdown.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => {}
+        }
+    }
+}
+
+fn router(ops: Ops) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/livez", get(livez))
+        .route("/healthz", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/startupz", get(startupz))
+        .route("/metrics", get(metrics))
+        .route("/api/status", get(status_json))
+        .fallback(async || text(StatusCode::NOT_FOUND, "there is no such page\n"))
+        .with_state(ops)
+}
+
+async fn index() -> Response {
+    text(
+        StatusCode::OK,
+        concat!(
+            "pg2kv ",
+            env!("CARGO_PKG_VERSION"),
+            "\n\n",
+            "/livez       the loop goes round\n",
+            "/readyz      Postgres was reached; says who leads and what is wrong\n",
+            "/startupz    the process has started\n",
+            "/metrics     for Prometheus\n",
+            "/api/status  the same for programs\n",
+        ),
+    )
+}
+
+async fn livez(State(ops): State<Ops>) -> Response {
+    let age = ops.watcher.loop_age();
+    if age < STUCK_AFTER {
+        text(StatusCode::OK, "ok\n")
+    } else {
+        let body = format!("the loop has been stuck for {} s\n", age.as_secs());
+        text(StatusCode::SERVICE_UNAVAILABLE, body)
+    }
+}
+
+async fn startupz() -> Response {
+    text(StatusCode::OK, "ok\n")
+}
+
+/// Ready once Postgres was reached, whether leading or standing by: a standby that is not ready
+/// would block every rollout. Trouble after that is told in the body, not by the status: no traffic
+/// depends on it, and a restart would not help.
+async fn readyz(State(ops): State<Ops>) -> Response {
+    let report = ops.watcher.report();
+    let status = match report.status.phase {
+        Phase::Draining | Phase::Done => StatusCode::SERVICE_UNAVAILABLE,
+        _ if !report.reached => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    };
+    text(status, status::readiness(&report))
+}
+
+async fn metrics(State(ops): State<Ops>) -> Response {
+    metrics_process::Collector::default().collect();
+    let body = ops.metrics.render();
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], body).into_response()
+}
+
+async fn status_json(State(ops): State<Ops>) -> Response {
+    let report: Report = ops.watcher.report();
+    axum::Json(status::StatusJson::new(&report)).into_response()
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    (status, headers, body.into()).into_response()
+}

@@ -302,6 +302,8 @@ pub enum Notice {
         /// Rows of syncs that are not configured.
         ignored: u64,
     },
+    /// A writer rang.
+    Rung,
     /// The relay woke up to fetch.
     Woken(WakeCause),
     /// Keys came to rest in KV.
@@ -369,6 +371,8 @@ pub enum Notice {
         /// What happened.
         detail: String,
     },
+    /// A request got through again after [`Notice::Blocked`].
+    Unblocked,
     /// A backfill began.
     BackfillStarted {
         /// The sync.

@@ -192,12 +192,19 @@ pub(super) fn http_client(settings: &Settings, https: bool) -> Result<reqwest::C
         .http2_keep_alive_interval(PING_INTERVAL)
         .http2_keep_alive_timeout(PING_TIMEOUT);
     if let Some(proxy) = &settings.proxy {
-        builder = builder.proxy(Proxy::all(proxy.as_str()).map_err(|_| SetupError::Proxy)?);
+        builder = builder.proxy(http_proxy(proxy).ok_or(SetupError::Proxy)?);
     }
     if let Some(path) = &settings.root_certificate {
         builder = builder.tls_certs_only(root_certificates(path)?);
     }
     builder.build().map_err(SetupError::Tls)
+}
+
+/// The scheme is asked for, because without one `host:port` and `user:password` look the same.
+fn http_proxy(text: &str) -> Option<Proxy> {
+    let url = Url::parse(text).ok()?;
+    let usable = matches!(url.scheme(), "http" | "https") && url.has_host();
+    usable.then(|| Proxy::all(url).ok())?
 }
 
 fn root_certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, SetupError> {

@@ -46,7 +46,7 @@ pub fn encode_put(documents: &[Document]) -> Result<Bytes, EncodeError> {
 /// [`EncodeError::TooManyPairs`]; 10,000 names are never too large.
 pub fn encode_delete(names: &[KvName]) -> Result<Bytes, EncodeError> {
     encode(names, delete_bytes, |out, name| {
-        write_string(out, name.as_str())
+        write_string(out, name.as_str());
     })
 }
 

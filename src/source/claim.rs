@@ -20,11 +20,12 @@ use tokio_postgres::types::ToSql;
 use super::error::{Error, Kind, Place};
 use super::link::Link;
 use super::rows::Plan;
-use super::session::{
-    BackfillStep, ClaimRequest, Claimed, PrepareError, Row, SettleRequest, Walked,
-};
+use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
-use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::change::{ClaimId, Epoch, Key, KvName, OutboxId, SyncId};
+use crate::ledger::{
+    Backfill, BackfillPhase, BackfillStep, ClaimRequest, SettleRequest, Walked,
+};
 
 /// `$5` is the step of a backfill: none, rows, keys, enter or done.
 const CLAIM: &str = "\
@@ -98,8 +99,9 @@ const START_BACKFILL: &str = "\
       on conflict (sync) do update set reason = excluded.reason, phase = 'rows', position = null,
         cursor = null, done = 0, estimate = excluded.estimate,
         started_at = clock_timestamp(), updated_at = clock_timestamp()
+      returning estimate
     )
-    select exists (select from fence)";
+    select exists (select from fence), (select estimate from begun)";
 
 /// A connection that claims and reads.
 pub(crate) struct Reader {
@@ -265,7 +267,7 @@ impl Reader {
             Some(BackfillStep::Keys { cursor, done }) => {
                 ("keys", None, Some(cursor.as_str()), Some(*done))
             }
-            Some(BackfillStep::EnterKeys) => ("enter", None, None, None),
+            Some(BackfillStep::EnterKeys { done }) => ("enter", None, None, Some(*done)),
             Some(BackfillStep::Done) => ("done", None, None, None),
         };
         let done = done.map(|done| i64::try_from(done).unwrap_or(i64::MAX));
@@ -419,6 +421,39 @@ impl Reader {
             .collect())
     }
 
+    /// See `Session::keys_of`.
+    pub(crate) async fn keys_of(
+        &self,
+        sync: &SyncSource,
+        columns: &[Vec<String>],
+    ) -> Result<Vec<Option<Key>>, Error> {
+        let prepared = self.plan(sync).await?;
+        let doing = format!("making keys of names for sync {}", sync.name);
+        let mut keys = vec![None; columns.len()];
+        let mut parts = vec![0..columns.len()];
+        while let Some(part) = parts.pop() {
+            let texts: Vec<String> =
+                columns[part.clone()].iter().map(|values| json_array(values)).collect();
+            let parameters: [&(dyn ToSql + Sync); 1] = [&texts];
+            let query = self.link.client().query(&prepared.plan.keys, &parameters);
+            match self.link.call(&doing, 1, Place::Relation, query).await {
+                Ok(rows) => {
+                    for (key, row) in keys[part].iter_mut().zip(&rows) {
+                        *key = row.get::<_, Option<&str>>(0).map(Key::new);
+                    }
+                }
+                // A name whose text is no value of the column's type was not made of a row.
+                Err(error) if error.kind() == Kind::Row && part.len() <= 1 => {}
+                Err(error) if error.kind() == Kind::Row => {
+                    let middle = part.start + part.len() / 2;
+                    parts.extend([part.start..middle, middle..part.end]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(keys)
+    }
+
     /// See `Session::advance_backfill`.
     pub(crate) async fn advance(
         &self,
@@ -509,7 +544,7 @@ impl Settler {
                 dead[1].push(letter.key.as_str());
                 dead[2].push(letter.poison.reason.as_str());
                 dead[3].push(detail);
-                kv_names.push(letter.kv_name.as_deref());
+                kv_names.push(letter.poison.name.as_ref().map(KvName::as_str));
             }
         }
         let (cleared_syncs, cleared_keys): (Vec<&str>, Vec<&str>) = request
@@ -555,7 +590,7 @@ impl Settler {
         sync: &SyncSource,
         reason: &str,
         markers: &[OutboxId],
-    ) -> Result<(), Error> {
+    ) -> Result<Backfill, Error> {
         let doing = "beginning a backfill";
         let markers: Vec<i64> = markers.iter().map(|id| id.0).collect();
         let row = link
@@ -569,10 +604,23 @@ impl Settler {
                 ),
             )
             .await?;
-        if row.get(0) {
-            Ok(())
-        } else {
-            Err(Error::fenced(doing))
+        if !row.get::<_, bool>(0) {
+            return Err(Error::fenced(doing));
         }
+        let estimate: Option<i64> = row.get(1);
+        Ok(Backfill {
+            sync: sync.id,
+            reason: reason.to_owned(),
+            phase: BackfillPhase::Rows,
+            position: None,
+            cursor: None,
+            done: 0,
+            estimate: estimate.and_then(|estimate| u64::try_from(estimate).ok()),
+        })
     }
+}
+
+/// Texts as a JSON array, as the statements take a name's columns.
+fn json_array(values: &[String]) -> String {
+    serde_json::Value::from(values).to_string()
 }

@@ -11,38 +11,9 @@ use std::time::Duration;
 
 use tokio_postgres::error::DbError;
 
-/// What a failure means for the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// The session is gone, or its state is unknown: open a new one and read everything again.
-    Connection,
-    /// Another process leads: this epoch may write no more.
-    Fenced,
-    /// The expression or the key of one row fails; other rows may be fine.
-    Row,
-    /// The relation cannot be read as configured (column gone, permission, row-level security):
-    /// pause the sync. Never to be read as "row absent".
-    Relation,
-    /// Would probably pass if tried again (serialization, lock timeout, out of connections,
-    /// a server that is not the primary now).
-    Transient,
-    /// Needs a person: bad password, pooler, missing schema, wrong version.
-    Refused,
-}
+use crate::ledger::Failure;
 
-impl Kind {
-    /// The kind as a metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Connection => "connection",
-            Self::Fenced => "fenced",
-            Self::Row => "row",
-            Self::Relation => "relation",
-            Self::Transient => "transient",
-            Self::Refused => "refused",
-        }
-    }
-}
+pub use crate::ledger::FailureKind as Kind;
 
 /// A failure at the Postgres edge.
 ///
@@ -225,6 +196,16 @@ impl fmt::Debug for Error {
 }
 
 impl StdError for Error {}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            kind: error.kind,
+            hint: error.hint.clone(),
+            detail: Error { hint: None, ..error }.to_string(),
+        }
+    }
+}
 
 /// A row of the table below.
 struct Verdict {

@@ -30,7 +30,9 @@ mod tls;
 pub mod url;
 
 pub use check::{Finding, check};
+pub use doorbell::Doorbell;
 pub use error::{Error, Kind};
+pub use session::{Gauges, Session};
 pub use url::{TlsMode, UrlError, parse_url};
 
 /// The version of `deploy/sql/install.sql` that this program works with (`pg2kv.meta`).

@@ -14,7 +14,7 @@ use super::Settings;
 use super::error::{Error, Kind, Place};
 use super::frontier::{Frontier, Holder, Range};
 use super::link::Link;
-use super::session::{FetchMode, Fetched};
+use crate::ledger::{FetchMode, Fetched};
 use crate::change::{Change, Changed, Epoch, Key, OutboxId, SyncId};
 
 /// A page of what is new. Age by the server's clock, so that clocks need not agree.

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 
 use super::error::{Error, Kind, Place};
 use super::link::Link;
-use super::session::{Backfill, Identity, Phase, Recovered};
+use super::session::{Identity, Recovered};
 use super::{SCHEMA_VERSION, Settings, SyncSource};
 use crate::change::{ClaimId, Epoch, Key, SyncId};
+use crate::ledger::{Backfill, BackfillPhase};
 
 const VERSION: &str = "select schema_version from pg2kv.meta";
 
@@ -129,9 +130,9 @@ pub(crate) async fn load(
                     sync: sync_of(row.get(0))?,
                     reason: row.get(1),
                     phase: if row.get::<_, &str>(2) == "rows" {
-                        Phase::Rows
+                        BackfillPhase::Rows
                     } else {
-                        Phase::Keys
+                        BackfillPhase::Keys
                     },
                     position: row.get(3),
                     cursor: row.get(4),

@@ -77,6 +77,8 @@ pub(crate) struct Plan {
     pub(crate) walk: Statement,
     /// The same without the filter, for when the filter fails for some row.
     pub(crate) walk_all: Statement,
+    /// `$1`: the texts of the key columns, each a JSON array, as `text[]`. Gives the keys.
+    pub(crate) keys: Statement,
     /// Number of key columns.
     pub(crate) columns: usize,
     /// Bytes of a row's document, a first guess.
@@ -117,18 +119,20 @@ impl Plan {
     pub(crate) async fn prepare(link: &Link, sync: &SyncSource) -> Result<Self, Error> {
         let doing = format!("preparing to read {} for sync {}", sync.table, sync.name);
         let (table, row_bytes) = look_up(link, sync, &doing).await?;
-        let (rows, walk, walk_all) = (
+        let (rows, walk, walk_all, keys) = (
             table.rows(sync, &doing)?,
             table.walk(sync.filter.as_deref()),
             table.walk(None),
+            table.keys(),
         );
         let client = link.client();
-        let (rows, walk, walk_all) = link
-            .call(&doing, 3, Place::Relation, async {
+        let (rows, walk, walk_all, keys) = link
+            .call(&doing, 4, Place::Relation, async {
                 tokio::try_join!(
                     client.prepare(&rows),
                     client.prepare(&walk),
-                    client.prepare(&walk_all)
+                    client.prepare(&walk_all),
+                    client.prepare(&keys)
                 )
             })
             .await
@@ -137,6 +141,7 @@ impl Plan {
             rows,
             walk,
             walk_all,
+            keys,
             columns: table.columns.len(),
             row_bytes,
         })
@@ -255,8 +260,16 @@ impl Table {
             &|at, column| format!("{} as c{at}", column.from_key("u.key", at)),
             ", ",
         );
+        // The index finds by the type's equality, which may take 1.0 for 1 or Bob for bob; each text
+        // is a key of its own, and only the row's own text is its name in KV.
         let matches = each(
-            &|at, column| format!("{alias}.{} {} pg2kv_key.c{at}", column.name, column.equal),
+            &|at, column| {
+                let name = &column.name;
+                format!(
+                    "{alias}.{name} {} pg2kv_key.c{at} and {alias}.{name}::text = pg2kv_key.c{at}::text",
+                    column.equal
+                )
+            },
             " and ",
         );
         let value = value_sql(&sync.value, alias, doing)?;
@@ -272,6 +285,25 @@ impl Table {
              left join lateral (select {value} as value from {name} as {alias} \
              where {matches} {filter} offset 0) as pg2kv_document on true"
         ))
+    }
+
+    /// Keys of the texts that stand in names, in their order.
+    fn keys(&self) -> String {
+        let typed: Vec<String> = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(at, column)| format!("(u.names->>{at})::{} as {}", column.cast, column.name))
+            .collect();
+        let key: Vec<String> =
+            self.columns.iter().map(|column| column.to_key("pg2kv_key")).collect();
+        format!(
+            "select jsonb_build_array({})::text from (select u.ord, {} from (select k.ord, \
+             k.names::jsonb as names from unnest($1::text[]) with ordinality as k(names, ord)) as u) \
+             as pg2kv_key order by pg2kv_key.ord",
+            key.join(", "),
+            typed.join(", ")
+        )
     }
 
     /// Keys in the order of an index. A key with a NULL in it is not published.

@@ -19,7 +19,10 @@ use super::gauges::Watch;
 use super::link::{Link, Role, any_closed};
 use super::outbox::Outbox;
 use super::{Settings, SyncSource, recover};
-use crate::change::{Change, ClaimId, Epoch, Key, KvName, OutboxId, Poison, SyncId};
+use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::ledger::{
+    Backfill, BackfillStep, ClaimRequest, FetchMode, Fetched, SettleRequest, Walked,
+};
 
 /// The connections of one leadership. See the module.
 pub struct Session {
@@ -31,68 +34,6 @@ pub struct Session {
     watch: Watch,
     epoch: Epoch,
     syncs: HashMap<SyncId, SyncSource>,
-}
-
-/// How a fetch treats the bell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FetchMode {
-    /// Silence the bell if it is set: writers need not notify while the daemon fetches anyway.
-    Awake,
-    /// Set the bell for twice the poll interval, look for writers that may have missed it, fetch.
-    FallingAsleep,
-}
-
-/// What a fetch found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fetched {
-    /// New changes, late ones first.
-    pub changes: Vec<Change>,
-    /// Rows of syncs that are not configured; they are left alone and not seen again.
-    pub ignored: u64,
-    /// The limit was reached: fetch again.
-    pub more: bool,
-    /// Falling asleep: transactions are open that may not notify. Poll instead of sleeping.
-    pub writers: bool,
-}
-
-/// Keys to claim and read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClaimRequest {
-    /// The sync of all keys.
-    pub sync: SyncId,
-    /// Keys to read, in this order.
-    pub keys: Vec<Key>,
-    /// Positions in `keys` that need a claim.
-    pub claim: Vec<usize>,
-    /// Outbox rows that the claim stands for from now on: deleted with it.
-    pub ids: Vec<OutboxId>,
-    /// Progress of the backfill that the claim stands for from now on.
-    pub backfill: Option<BackfillStep>,
-    /// Bytes of values to read at most; the first row is read whatever its size.
-    pub max_bytes: usize,
-}
-
-/// Progress of a backfill. `done` counts from its start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BackfillStep {
-    /// Rows up to this key are done.
-    Rows {
-        /// The key as `jsonb` text, from [`Walked::position`].
-        position: String,
-        /// Keys so far.
-        done: u64,
-    },
-    /// Names in KV up to this cursor are done.
-    Keys {
-        /// KV's cursor.
-        cursor: String,
-        /// Keys so far.
-        done: u64,
-    },
-    /// All rows are done; names in KV come next.
-    EnterKeys,
-    /// All is done.
-    Done,
 }
 
 /// What a claim and its read gave.
@@ -135,51 +76,6 @@ pub struct PrepareError {
     pub error: Error,
 }
 
-/// What became of claims.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SettleRequest {
-    /// Claims that are over.
-    pub claims: Vec<ClaimId>,
-    /// Keys that cannot be written as they are.
-    pub dead: Vec<DeadLetter>,
-    /// Keys that were written after all; one that is in `dead` too stays dead.
-    pub cleared: Vec<(SyncId, Key)>,
-}
-
-/// A key that cannot be written as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Its sync.
-    pub sync: SyncId,
-    /// The key.
-    pub key: Key,
-    /// Its name in KV, where it has a legal one.
-    pub kv_name: Option<String>,
-    /// Why.
-    pub poison: Poison,
-}
-
-impl DeadLetter {
-    /// A dead letter with its name in KV.
-    pub fn new(sync: SyncId, key: Key, kv_name: Option<&KvName>, poison: Poison) -> Self {
-        Self {
-            sync,
-            key,
-            kv_name: kv_name.map(|name| name.as_str().to_owned()),
-            poison,
-        }
-    }
-}
-
-/// The next keys of a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Walked {
-    /// Keys in key order.
-    pub keys: Vec<Key>,
-    /// Where the next walk goes on; `None`: the table ends here.
-    pub position: Option<String>,
-}
-
 /// What a leader finds when it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
@@ -196,34 +92,6 @@ pub struct Recovered {
     pub identity_changed: bool,
     /// Configured, watched, and never walked to the end.
     pub new_syncs: Vec<SyncId>,
-}
-
-/// A backfill as it is persisted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backfill {
-    /// Its sync.
-    pub sync: SyncId,
-    /// Why it began, a word.
-    pub reason: String,
-    /// What is being walked.
-    pub phase: Phase,
-    /// Last key that is done, `jsonb` text.
-    pub position: Option<String>,
-    /// KV's cursor.
-    pub cursor: Option<String>,
-    /// Keys so far.
-    pub done: u64,
-    /// Rows of the table when it began, as the planner estimates.
-    pub estimate: Option<u64>,
-}
-
-/// What a backfill walks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The table.
-    Rows,
-    /// The names in KV.
-    Keys,
 }
 
 /// Which database this is: any change means that rows may have gone back in time.
@@ -392,11 +260,24 @@ impl Session {
         sync: SyncId,
         reason: &str,
         markers: &[OutboxId],
-    ) -> Result<(), Error> {
+    ) -> Result<Backfill, Error> {
         let sync = self.sync(sync)?;
         self.settler
             .start_backfill(&self.control, self.epoch, sync, reason, markers)
             .await
+    }
+
+    /// The keys of the texts that stand in names, one text for each key column; `None` for a text
+    /// that is no value of its column's type.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Relation`.
+    pub async fn keys_of(
+        &self,
+        sync: SyncId,
+        columns: &[Vec<String>],
+    ) -> Result<Vec<Option<Key>>, Error> {
+        self.bulk.keys_of(self.sync(sync)?, columns).await
     }
 
     /// Moves a backfill on where there is no key to claim. Fenced.

@@ -90,6 +90,11 @@ impl Database {
         Self { server, name }
     }
 
+    /// A name for a role of this test; roles belong to the whole server.
+    pub(crate) fn role(&self, name: &str) -> String {
+        format!("{}_{name}", self.name)
+    }
+
     /// Connection string for the superuser.
     pub(crate) fn url(&self) -> String {
         self.server.url(&self.name)

@@ -301,7 +301,9 @@ impl Term {
     ) {
         let (reason, at_least) = match sending {
             ForSending::Healthy => {
-                self.sending.open();
+                if self.sending.open().is_some() {
+                    shared.tell(Notice::Unblocked);
+                }
                 let grown = self.pairs + (self.pairs / 4).max(1);
                 self.pairs = grown.min(shared.settings.pairs_max);
                 return;

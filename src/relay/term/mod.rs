@@ -199,6 +199,7 @@ impl Term {
             }
             Event::Rung => {
                 self.fetch.ring();
+                shared.tell(Notice::Rung);
                 Ok(())
             }
             Event::Fetched(result) => self.fetched(shared, now, result),

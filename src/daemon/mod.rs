@@ -1,0 +1,301 @@
+//! The shell of the relay: waits for the next event, lets the relay decide, and has the effects run.
+//!
+//! Owns the one loop, the clock, the tasks and the connections. Decides nothing itself.
+//!
+//! All that runs for a leadership is a task in one set; when the relay abandons the leadership the
+//! set is aborted, so no late reply of an earlier one can reach a later one.
+
+mod clock;
+mod effects;
+mod telling;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::effects::{Done, Leadership, World};
+use self::telling::Teller;
+use crate::document::Template;
+use crate::ledger::{Failure, FailureKind};
+use crate::relay::{Effect, Event, Phase, Relay, Status};
+use crate::sink::kv::{KvClient, TokenReload};
+use crate::sink::setup::NamespaceId;
+use crate::source::{self, SyncSource};
+
+/// How often the status is published and the gauges of memory are set.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the gauges of the ledger are read.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the token file is compared, so that a new token works before the old one fails.
+const TOKEN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a sync is to the daemon.
+pub struct SyncSpec {
+    /// What it reads.
+    pub source: SyncSource,
+    /// How its KV keys are made.
+    pub template: Template,
+    /// Where its pairs stand.
+    pub namespace: NamespaceId,
+}
+
+/// What a daemon needs to run.
+pub struct Settings {
+    /// The decider's limits and times.
+    pub relay: crate::relay::Settings,
+    /// The connection to Postgres.
+    pub source: source::Settings,
+    /// The syncs; a `SyncId` is a position here.
+    pub syncs: Vec<SyncSpec>,
+    /// Name of this process in the lease, for people.
+    pub holder: String,
+}
+
+/// What the daemon shows of itself.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The relay's memory.
+    pub status: Status,
+    /// Names of the syncs, in the order of `status.syncs`.
+    pub syncs: Arc<Vec<String>>,
+    /// The ledger, as last read by the leader.
+    pub gauges: Option<source::Gauges>,
+    /// Whether Postgres was reached since the start.
+    pub reached: bool,
+    /// The last failure of the session, while it lasts.
+    pub failure: Option<Failure>,
+}
+
+/// A look at a running daemon from outside its loop.
+#[derive(Clone, Debug)]
+pub struct Watcher {
+    report: watch::Receiver<Report>,
+    ticked_ms: Arc<AtomicU64>,
+}
+
+impl Watcher {
+    /// The last report.
+    pub fn report(&self) -> Report {
+        self.report.borrow().clone()
+    }
+
+    /// Waits for a report that satisfies `wanted`; `None` once the daemon is gone.
+    pub async fn wait_for(&mut self, wanted: impl FnMut(&Report) -> bool) -> Option<Report> {
+        self.report.wait_for(wanted).await.ok().map(|report| report.clone())
+    }
+
+    /// Time since the loop went round last.
+    pub fn loop_age(&self) -> Duration {
+        let ticked = Duration::from_millis(self.ticked_ms.load(Ordering::Relaxed));
+        clock::now().since_origin().saturating_sub(ticked)
+    }
+}
+
+/// The daemon.
+pub struct Daemon {
+    relay: Relay,
+    world: Arc<World>,
+    teller: Teller,
+    tasks: JoinSet<Done>,
+    leadership: Option<Leadership>,
+    report: watch::Sender<Report>,
+    ticked_ms: Arc<AtomicU64>,
+}
+
+impl Daemon {
+    /// A daemon that has not started, and a look at it.
+    pub fn new(settings: Settings, kv: KvClient) -> (Self, Watcher) {
+        let names: Vec<String> =
+            settings.syncs.iter().map(|sync| sync.source.name.clone()).collect();
+        let mut relay = Relay::new(settings.relay, fastrand::u64(..));
+        let report = Report {
+            status: relay.status(clock::now()),
+            syncs: Arc::new(names.clone()),
+            gauges: None,
+            reached: false,
+            failure: None,
+        };
+        let (report, receiver) = watch::channel(report);
+        let ticked_ms = Arc::new(AtomicU64::new(millis()));
+        let watcher = Watcher { report: receiver, ticked_ms: Arc::clone(&ticked_ms) };
+        let world = World {
+            source: settings.source,
+            syncs: settings.syncs,
+            kv,
+            holder: settings.holder,
+        };
+        let daemon = Self {
+            relay,
+            world: Arc::new(world),
+            teller: Teller::new(names),
+            tasks: JoinSet::new(),
+            leadership: None,
+            report,
+            ticked_ms,
+        };
+        (daemon, watcher)
+    }
+
+    /// Runs until `shutdown` is cancelled and what is in flight is finished, or the grace is over.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut status = tokio::time::interval(STATUS_INTERVAL);
+        let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
+        let mut token = tokio::time::interval(TOKEN_INTERVAL);
+        for interval in [&mut status, &mut gauges, &mut token] {
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        let mut stopping = false;
+        self.handle(Event::Tick);
+        while self.relay.phase() != Phase::Done {
+            self.ticked_ms.store(millis(), Ordering::Relaxed);
+            let now = clock::now();
+            let wait = self.relay.wake_at(now).map(|at| at.since(now));
+            // Cancel-safety: every branch but the tasks' is a timer, a flag or a channel; a task
+            // that is not joined in one round is joined in the next.
+            tokio::select! {
+                () = shutdown.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.handle(Event::Shutdown);
+                }
+                Some(done) = self.tasks.join_next() => self.finished(done),
+                event = next_of(&mut self.leadership) => self.handle(event),
+                () = sleep(wait) => self.handle(Event::Tick),
+                _ = status.tick() => self.publish(),
+                _ = gauges.tick() => self.read_gauges(),
+                _ = token.tick() => self.reload_token(),
+            }
+        }
+        self.publish();
+    }
+
+    fn handle(&mut self, event: Event) {
+        let before = self.relay.phase();
+        let out = self.relay.handle(clock::now(), event);
+        for notice in out.notices {
+            if let crate::relay::Notice::SessionFailed(failure) = &notice {
+                let failure = failure.clone();
+                self.report.send_modify(|report| report.failure = Some(failure));
+            }
+            self.teller.tell(notice);
+        }
+        for effect in out.effects {
+            self.run_effect(effect);
+        }
+        if self.relay.phase() != before {
+            self.publish();
+        }
+    }
+
+    fn run_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Campaign => {
+                let world = Arc::clone(&self.world);
+                let candidate = self.leadership.take().and_then(Leadership::into_candidate);
+                self.tasks.spawn(async move { world.campaign(candidate).await });
+            }
+            Effect::Abandon => {
+                self.tasks = JoinSet::new();
+                self.leadership = None;
+            }
+            Effect::Release => {
+                let leadership = self.leadership.take();
+                self.tasks = JoinSet::new();
+                self.tasks.spawn(async move {
+                    if let Some(leadership) = leadership {
+                        leadership.release().await;
+                    }
+                    Done::Event(Event::Released)
+                });
+            }
+            Effect::ReloadToken => self.reload_token(),
+            effect => {
+                let Some(leader) = self.leadership.as_ref().and_then(Leadership::leader) else {
+                    return;
+                };
+                let world = Arc::clone(&self.world);
+                self.tasks.spawn(async move { Done::Event(world.run(leader, effect).await) });
+            }
+        }
+    }
+
+    fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        match done {
+            Ok(Done::Event(event)) => self.handle(event),
+            Ok(Done::Campaigned { leadership, campaigned }) => {
+                self.leadership = leadership;
+                let reached = !matches!(campaigned, crate::relay::Campaigned::Failed(_));
+                if reached {
+                    self.report.send_modify(|report| {
+                        report.reached = true;
+                        report.failure = None;
+                    });
+                }
+                self.handle(Event::Campaigned(campaigned));
+            }
+            Ok(Done::Gauges(gauges)) => {
+                self.teller.tell_gauges(&gauges);
+                self.report.send_modify(|report| report.gauges = Some(gauges));
+            }
+            Ok(Done::Nothing) => {}
+            // A task that panicked leaves its part of the leadership unknown: drop all of it.
+            Err(error) if error.is_panic() => self.handle(Event::SessionLost(Failure {
+                kind: FailureKind::Connection,
+                detail: "a task failed unexpectedly; please report this with the log".to_owned(),
+                hint: None,
+            })),
+            Err(_) => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = self.relay.status(clock::now());
+        self.teller.tell_status(&status);
+        self.report.send_modify(|report| {
+            if status.phase != Phase::Leading {
+                report.gauges = None;
+            }
+            report.status = status;
+        });
+    }
+
+    fn read_gauges(&mut self) {
+        if let Some(leader) = self.leadership.as_ref().and_then(Leadership::leader) {
+            self.tasks.spawn(async move { effects::gauges(leader).await });
+        }
+    }
+
+    fn reload_token(&mut self) {
+        match self.world.kv.reload_token() {
+            TokenReload::Changed => {
+                tracing::info!("the API token was read anew");
+                self.handle(Event::TokenChanged);
+            }
+            TokenReload::Same => {}
+            TokenReload::Failed(error) => self.teller.token_failed(&error.to_string()),
+        }
+    }
+}
+
+/// The next ring, or the end of a connection; never resolves while there is no leadership.
+async fn next_of(leadership: &mut Option<Leadership>) -> Event {
+    match leadership {
+        Some(leadership) => leadership.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(Duration::ZERO) => {}
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn millis() -> u64 {
+    u64::try_from(clock::now().since_origin().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,298 @@
+//! Notices → logs and metrics: the one place that logs what happens, and how often.
+//!
+//! Logs hold no key, no value and no body; the details that come here were made without them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+use tracing::{info, warn};
+
+use super::clock;
+use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId};
+use crate::metrics as names;
+use crate::relay::{BlockReason, HoldReason, Notice, Phase, Status};
+use crate::source::Gauges;
+
+/// The same kind of trouble is logged this often at most; metrics count each.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+const BLOCK_REASONS: [BlockReason; 5] = [
+    BlockReason::Failing,
+    BlockReason::Unreachable,
+    BlockReason::Throttled,
+    BlockReason::Unauthorized,
+    BlockReason::Quota,
+];
+const HOLD_REASONS: [HoldReason; 3] =
+    [HoldReason::Relation, HoldReason::NamespaceGone, HoldReason::Unexpected];
+
+/// Tells people what happens.
+#[derive(Debug)]
+pub(super) struct Teller {
+    syncs: Vec<String>,
+    /// When each kind of trouble was logged, and how often it was not since.
+    logged: HashMap<&'static str, (Mono, u64)>,
+    /// Series of the dead letters gauge that are not 0.
+    dead_letters_told: Vec<(SyncId, String)>,
+}
+
+impl Teller {
+    pub(super) fn new(syncs: Vec<String>) -> Self {
+        for sync in &syncs {
+            for op in ["put", "delete"] {
+                counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => op).absolute(0);
+            }
+        }
+        for name in [
+            names::CHANGES_FETCHED,
+            names::CHANGES_IGNORED,
+            names::KEYS_COALESCED,
+            names::BELL_RINGS,
+            names::LEADER_TRANSITIONS,
+        ] {
+            counter!(name).absolute(0);
+        }
+        Self { syncs, logged: HashMap::new(), dead_letters_told: Vec::new() }
+    }
+
+    pub(super) fn tell(&mut self, notice: Notice) {
+        match notice {
+            Notice::Elected { epoch, claimed_keys } => {
+                counter!(names::LEADER_TRANSITIONS).increment(1);
+                gauge!(names::POSTGRES_UP).set(1.0);
+                info!(epoch = epoch.0, claimed_keys, "this process leads");
+            }
+            Notice::Standby => {
+                gauge!(names::POSTGRES_UP).set(1.0);
+                info!("another process leads; this one stands by");
+            }
+            Notice::SessionFailed(failure) => {
+                gauge!(names::POSTGRES_UP).set(0.0);
+                counter!(names::LEDGER_FAILURES, "kind" => failure.kind.as_str()).increment(1);
+                if let Some(skipped) = self.due("session") {
+                    warn!(
+                        error = failure.detail,
+                        hint = failure.hint,
+                        skipped,
+                        "no session with Postgres; trying again"
+                    );
+                }
+            }
+            Notice::Fetched { changes, coalesced, ignored } => {
+                counter!(names::CHANGES_FETCHED).increment(changes as u64);
+                counter!(names::KEYS_COALESCED).increment(coalesced as u64);
+                counter!(names::CHANGES_IGNORED).increment(ignored);
+                if ignored > 0
+                    && let Some(skipped) = self.due("ignored")
+                {
+                    warn!(
+                        rows = ignored,
+                        skipped,
+                        "the outbox holds rows of syncs that are not configured here; add them, or \
+                         run pg2kv.unwatch"
+                    );
+                }
+            }
+            Notice::Woken(cause) => {
+                counter!(names::WAKEUPS, "cause" => cause.as_str()).increment(1);
+            }
+            Notice::Rung => counter!(names::BELL_RINGS).increment(1),
+            Notice::Written { sync, puts, deletes, waited } => {
+                let sync = self.name(sync);
+                counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => "put")
+                    .increment(puts as u64);
+                counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => "delete")
+                    .increment(deletes as u64);
+                let histogram = histogram!(names::COMMIT_TO_WRITTEN, "sync" => sync);
+                for waited in waited {
+                    histogram.record(waited);
+                }
+            }
+            Notice::Unchanged { sync, keys } => {
+                counter!(names::KEYS_UNCHANGED, "sync" => self.name(sync)).increment(keys as u64);
+            }
+            Notice::Answered { pairs, answer, took, .. } => self.answered(pairs, &answer, took),
+            Notice::LedgerFailed(failure) => {
+                counter!(names::LEDGER_FAILURES, "kind" => failure.kind.as_str()).increment(1);
+                if let Some(skipped) = self.due("ledger") {
+                    warn!(
+                        error = failure.detail,
+                        hint = failure.hint,
+                        skipped,
+                        "a statement on Postgres failed; trying again"
+                    );
+                }
+            }
+            Notice::Dead { sync, reason, detail } => {
+                let sync = self.name(sync);
+                let labels = [("sync", sync.clone()), ("reason", reason.as_str().to_owned())];
+                counter!(names::DEAD_LETTERED, &labels).increment(1);
+                if let Some(skipped) = self.due("dead letter") {
+                    warn!(
+                        sync,
+                        reason = reason.as_str(),
+                        detail,
+                        skipped,
+                        "a key cannot be written and went to pg2kv.dead_letter; a later change of \
+                         its row takes it out again"
+                    );
+                }
+            }
+            Notice::Held { sync, reason, detail, hint } => warn!(
+                sync = self.name(sync),
+                reason = reason.as_str(),
+                error = detail,
+                hint,
+                "sync on hold; the others flow"
+            ),
+            Notice::Resumed { sync } => info!(sync = self.name(sync), "sync flows again"),
+            Notice::Blocked { reason, pause, detail } => warn!(
+                reason = reason.as_str(),
+                retry_in = %humantime::format_duration(round(pause)),
+                error = detail,
+                hint = reason.hint(),
+                "nothing is sent to KV for a while; changes wait in Postgres"
+            ),
+            Notice::Unblocked => info!("sending to KV works again"),
+            Notice::BackfillStarted { sync, reason } => {
+                info!(sync = self.name(sync), reason, "backfill started");
+            }
+            Notice::BackfillDone { sync, done, foreign } => {
+                let sync = self.name(sync);
+                counter!(names::BACKFILLS, "sync" => sync.clone()).increment(1);
+                info!(sync, done, foreign, "backfill done");
+            }
+        }
+    }
+
+    pub(super) fn tell_status(&self, status: &Status) {
+        let leading = status.phase == Phase::Leading || status.phase == Phase::Draining;
+        gauge!(names::LEADER).set(f64::from(u8::from(leading)));
+        gauge!(names::EPOCH).set(status.epoch.map_or(0.0, |epoch| epoch.0 as f64));
+        gauge!(names::QUEUE_KEYS).set(status.queue_keys as f64);
+        gauge!(names::IN_FLIGHT_KEYS).set(status.in_flight_keys as f64);
+        gauge!(names::DOUBT_KEYS).set(status.doubt_keys as f64);
+        if status.budget_left != u64::MAX {
+            gauge!(names::BUDGET_LEFT).set(status.budget_left as f64);
+        }
+        for reason in BLOCK_REASONS {
+            let blocked = status.blocked.as_ref().is_some_and(|block| block.reason == reason);
+            gauge!(names::BLOCKED, "reason" => reason.as_str()).set(f64::from(u8::from(blocked)));
+        }
+        for (name, sync) in self.syncs.iter().zip(&status.syncs) {
+            for reason in HOLD_REASONS {
+                let held = sync.hold.as_ref().is_some_and(|(why, ..)| *why == reason);
+                let labels = [("sync", name.clone()), ("reason", reason.as_str().to_owned())];
+                gauge!(names::SYNC_ON_HOLD, &labels).set(f64::from(u8::from(held)));
+            }
+            let running = sync.backfill.is_some();
+            gauge!(names::BACKFILL_RUNNING, "sync" => name.clone())
+                .set(f64::from(u8::from(running)));
+            if let Some(backfill) = &sync.backfill {
+                gauge!(names::BACKFILL_DONE, "sync" => name.clone()).set(backfill.done as f64);
+                gauge!(names::BACKFILL_ESTIMATE, "sync" => name.clone())
+                    .set(backfill.estimate.unwrap_or(0) as f64);
+            }
+        }
+        let age = status.oldest_change_age.unwrap_or_default();
+        gauge!(names::OLDEST_CHANGE_AGE).set(age.as_secs_f64());
+    }
+
+    /// The ledger, as the leader reads it every ten seconds.
+    pub(super) fn tell_gauges(&mut self, gauges: &Gauges) {
+        gauge!(names::OUTBOX_ROWS).set(gauges.outbox_rows as f64);
+        gauge!(names::OUTBOX_DEAD_ROWS).set(gauges.outbox_dead_rows as f64);
+        gauge!(names::CLAIMS).set(gauges.claims as f64);
+        gauge!(names::NOTIFICATION_QUEUE_USAGE).set(gauges.notify_queue_usage);
+        let age = gauges.oldest_transaction_age.unwrap_or_default();
+        gauge!(names::OLDEST_TRANSACTION_AGE).set(age.as_secs_f64());
+        // A reason that is gone must read 0, not its last count.
+        for (sync, reason) in std::mem::take(&mut self.dead_letters_told) {
+            dead_letters(&self.name(sync), reason).set(0.0);
+        }
+        for (sync, reason, count) in &gauges.dead_letters {
+            dead_letters(&self.name(*sync), reason.clone()).set(*count as f64);
+            self.dead_letters_told.push((*sync, reason.clone()));
+        }
+    }
+
+    pub(super) fn token_failed(&mut self, error: &str) {
+        if let Some(skipped) = self.due("token") {
+            warn!(error, skipped, "the API token could not be read anew; the old one stays in use");
+        }
+    }
+
+    fn answered(&mut self, pairs: usize, answer: &Answer, took: Duration) {
+        histogram!(names::BATCH_PAIRS).record(pairs as f64);
+        histogram!(names::KV_REQUEST_DURATION).record(took);
+        let class = match answer.status {
+            None => "none",
+            Some(100..=199) => "1xx",
+            Some(200..=299) => "2xx",
+            Some(300..=399) => "3xx",
+            Some(400..=499) => "4xx",
+            Some(_) => "5xx",
+        };
+        counter!(names::KV_REQUESTS, "status_class" => class).increment(1);
+        let Some(reason) = retry_reason(&answer.outcome) else { return };
+        counter!(names::RETRIES, "reason" => reason).increment(1);
+        if let Some(skipped) = self.due(reason) {
+            warn!(reason, pairs, status = answer.status, detail = answer.detail, skipped,
+                "a request to KV came to nothing certain");
+        }
+    }
+
+    /// Whether this kind of trouble may be logged now, and how often it was not since the last time.
+    fn due(&mut self, kind: &'static str) -> Option<u64> {
+        let now = clock::now();
+        match self.logged.get_mut(kind) {
+            Some((at, skipped)) if now.since(*at) < LOG_INTERVAL => {
+                *skipped += 1;
+                None
+            }
+            Some((at, skipped)) => {
+                *at = now;
+                Some(std::mem::take(skipped))
+            }
+            None => {
+                self.logged.insert(kind, (now, 0));
+                Some(0)
+            }
+        }
+    }
+
+    fn name(&self, sync: SyncId) -> String {
+        self.syncs.get(usize::from(sync.0)).cloned().unwrap_or_default()
+    }
+}
+
+fn dead_letters(sync: &str, reason: String) -> metrics::Gauge {
+    let labels = [("sync", sync.to_owned()), ("reason", reason)];
+    gauge!(names::DEAD_LETTERS, &labels)
+}
+
+/// Why the keys of a request must be sent again, as a label.
+fn retry_reason(outcome: &Outcome) -> Option<&'static str> {
+    Some(match outcome {
+        Outcome::Written => return None,
+        Outcome::Partial(_) => "partial",
+        Outcome::Ambiguous(reason) => AmbiguousReason::as_str(*reason),
+        Outcome::NotSent(reason) => NotSentReason::as_str(*reason),
+        Outcome::Rejected => "rejected",
+        Outcome::Throttled(_) => "throttled",
+        Outcome::Unauthorized => "unauthorized",
+        Outcome::NamespaceGone => "namespace_gone",
+        Outcome::QuotaExhausted => "quota",
+        Outcome::Unexpected => "unexpected",
+    })
+}
+
+/// To what a person wants to read.
+fn round(duration: Duration) -> Duration {
+    if duration >= Duration::from_secs(1) {
+        Duration::from_secs(duration.as_secs())
+    } else {
+        Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(0))
+    }
+}

@@ -1,0 +1,149 @@
+//! The daemon's report as sentences and as JSON.
+
+use serde::Serialize;
+
+use crate::daemon::Report;
+use crate::ledger::BackfillPhase;
+use crate::relay::Phase;
+
+/// `/api/status`. Times are in seconds, counts are plain numbers.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusJson {
+    /// `starting`, `standby`, `leading`, `draining` or `done`.
+    phase: &'static str,
+    epoch: Option<i64>,
+    queue_keys: usize,
+    in_flight_keys: usize,
+    doubt_keys: usize,
+    oldest_unwritten_change_age_seconds: Option<f64>,
+    /// `null` where there is no limit.
+    budget_left_requests: Option<u64>,
+    blocked: Option<BlockJson>,
+    postgres_error: Option<ErrorJson>,
+    syncs: Vec<SyncJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct BlockJson {
+    reason: &'static str,
+    error: String,
+    hint: &'static str,
+    retry_in_seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorJson {
+    error: String,
+    hint: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SyncJson {
+    name: String,
+    waiting_keys: usize,
+    hold: Option<HoldJson>,
+    backfill: Option<BackfillJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct HoldJson {
+    reason: &'static str,
+    error: String,
+    hint: String,
+}
+
+#[derive(Debug, Serialize)]
+struct BackfillJson {
+    reason: String,
+    phase: &'static str,
+    done_rows: u64,
+    estimate_rows: Option<u64>,
+}
+
+impl StatusJson {
+    pub(super) fn new(report: &Report) -> Self {
+        let status = &report.status;
+        Self {
+            phase: phase(status.phase),
+            epoch: status.epoch.map(|epoch| epoch.0),
+            queue_keys: status.queue_keys,
+            in_flight_keys: status.in_flight_keys,
+            doubt_keys: status.doubt_keys,
+            oldest_unwritten_change_age_seconds: status
+                .oldest_change_age
+                .map(|age| age.as_secs_f64()),
+            budget_left_requests: Some(status.budget_left).filter(|left| *left != u64::MAX),
+            blocked: status.blocked.as_ref().map(|block| BlockJson {
+                reason: block.reason.as_str(),
+                error: block.detail.clone(),
+                hint: block.reason.hint(),
+                retry_in_seconds: block.retry_in.as_secs_f64(),
+            }),
+            postgres_error: report.failure.as_ref().map(|failure| ErrorJson {
+                error: failure.detail.clone(),
+                hint: failure.hint.clone(),
+            }),
+            syncs: report
+                .syncs
+                .iter()
+                .zip(&status.syncs)
+                .map(|(name, sync)| SyncJson {
+                    name: name.clone(),
+                    waiting_keys: sync.waiting_keys,
+                    hold: sync.hold.as_ref().map(|(reason, error, hint)| HoldJson {
+                        reason: reason.as_str(),
+                        error: error.clone(),
+                        hint: hint.clone(),
+                    }),
+                    backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
+                        reason: backfill.reason.clone(),
+                        phase: match backfill.phase {
+                            BackfillPhase::Rows => "rows",
+                            BackfillPhase::Keys => "keys",
+                        },
+                        done_rows: backfill.done,
+                        estimate_rows: backfill.estimate,
+                    }),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// One sentence on who leads, then one line for each thing that is wrong.
+pub(super) fn readiness(report: &Report) -> String {
+    let status = &report.status;
+    let mut lines = vec![match (status.phase, status.epoch) {
+        (Phase::Leading, Some(epoch)) => format!("ok: leading, epoch {}", epoch.0),
+        (Phase::Draining | Phase::Done, _) => "stopping: finishing what is in flight".to_owned(),
+        (Phase::Standby, _) => "ok: standing by, another process leads".to_owned(),
+        _ if report.reached => "ok: Postgres was reached, reconnecting".to_owned(),
+        _ => "not ready: Postgres was not reached yet".to_owned(),
+    }];
+    if let Some(failure) = &report.failure {
+        lines.push(format!("postgres: {}", failure.detail));
+        lines.extend(failure.hint.iter().map(|hint| format!("  help: {hint}")));
+    }
+    if let Some(block) = &status.blocked {
+        lines.push(format!("sending blocked ({}): {}", block.reason.as_str(), block.detail));
+        lines.push(format!("  help: {}", block.reason.hint()));
+    }
+    for (name, sync) in report.syncs.iter().zip(&status.syncs) {
+        if let Some((reason, detail, hint)) = &sync.hold {
+            lines.push(format!("sync {name} on hold ({}): {detail}", reason.as_str()));
+            lines.push(format!("  help: {hint}"));
+        }
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::Standby => "standby",
+        Phase::Leading => "leading",
+        Phase::Draining => "draining",
+        Phase::Done => "done",
+    }
+}
