@@ -48,7 +48,7 @@ pub(super) fn command() -> clap::Command {
                 .error(AnsiColor::Red.on_default().bold()),
         )
         .help_template(format!(
-            "{{about}}\n\n{{usage-heading}} {{usage}}\n{verbs}\n{HEADING}Options{HEADING:#}\n\
+            "{{about}}\n\n{{usage-heading}} {{usage}}\n{verbs}\n{HEADING}Options:{HEADING:#}\n\
              {{options}}{{after-help}}"
         ))
         .after_help(after())
@@ -59,7 +59,7 @@ fn verbs(command: &clap::Command) -> String {
     let mut text = String::new();
     for (heading, names) in GROUPS {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "\n{HEADING}{heading}{HEADING:#}");
+        let _ = writeln!(text, "\n{HEADING}{heading}:{HEADING:#}");
         for name in *names {
             let about = command
                 .find_subcommand(name)
@@ -73,7 +73,7 @@ fn verbs(command: &clap::Command) -> String {
 
 fn after() -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "{HEADING}Configuration{HEADING:#}");
+    let _ = writeln!(text, "{HEADING}Configuration:{HEADING:#}");
     let _ = writeln!(
         text,
         "  Files first, then PG2KV__SECTION__KEY from the environment, for example"
@@ -86,11 +86,11 @@ fn after() -> String {
         text,
         "  CLOUDFLARE_ACCOUNT_ID serve where these are silent."
     );
-    let _ = writeln!(text, "\n{HEADING}Exit codes{HEADING:#}");
+    let _ = writeln!(text, "\n{HEADING}Exit codes:{HEADING:#}");
     for (code, meaning) in EXIT_CODES {
         let _ = writeln!(text, "  {VERB}{code:<4}{VERB:#} {meaning}");
     }
-    let _ = writeln!(text, "\n{HEADING}Example{HEADING:#}");
+    let _ = writeln!(text, "\n{HEADING}Example:{HEADING:#}");
     let _ = write!(text, "  pg2kv check && pg2kv run");
     text
 }

@@ -115,7 +115,10 @@ impl fmt::Display for Effective {
             } in section
             {
                 match shown {
-                    Shown::Unset => writeln!(f, "# {key} is not set")?,
+                    Shown::Unset if *origin == Origin::Default => {
+                        writeln!(f, "# {key} is not set")?;
+                    }
+                    Shown::Unset => writeln!(f, "# {key} cannot be used: {origin}")?,
                     shown => {
                         let shown = shown.to_string();
                         writeln!(f, "{key:<keys$} = {shown:<values$}  # {origin}")?;

@@ -13,6 +13,8 @@ mod effective;
 mod layers;
 mod problem;
 mod reader;
+mod secrets;
+mod section;
 mod sections;
 mod syncs;
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::problem::{Complaint, Scope};
-use super::reader::{FoundSecret, Reader};
+use super::reader::Reader;
+use super::secrets::FoundSecret;
+use super::section::Section;
 use super::{Backfill, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Shutdown};
 use crate::change::{KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS};
 use crate::sink::setup::{CLOUDFLARE_API_BASE_URL, NamespaceId, base_url};
@@ -23,6 +25,9 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// How long Cloudflare may go on with a request that it has already answered with an error (524).
 /// Source: Cloudflare support, error 524 (100 s), with slack.
 const LATE_WRITE: Duration = Duration::from_secs(120);
+
+/// What prints the ids of namespaces.
+pub(super) const NAMESPACE_SOURCE: &str = "`wrangler kv namespace list`";
 
 pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postgres>) {
     let mut section = reader.section("postgres");
@@ -94,9 +99,9 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
 pub(super) fn kv(reader: &mut Reader<'_>) -> (Option<Kv>, Option<NamespaceId>) {
     let mut section = reader.section("kv");
     section.stand_in("account_id", "CLOUDFLARE_ACCOUNT_ID");
-    let account_id = section.id("account_id");
+    let account_id = section.id("account_id", "`wrangler whoami`");
     let namespace_id = section
-        .id("namespace_id")
+        .id("namespace_id", NAMESPACE_SOURCE)
         .flatten()
         .and_then(|id| NamespaceId::new(id).ok());
     if !section.is_set("api_token_file") {
@@ -372,9 +377,9 @@ pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
     })
 }
 
-impl super::reader::Section<'_, '_> {
+impl Section<'_, '_> {
     /// An id of Cloudflare, where set. Outer `None`: a problem was recorded.
-    pub(super) fn id(&mut self, key: &'static str) -> Option<Option<String>> {
+    pub(super) fn id(&mut self, key: &'static str, source: &str) -> Option<Option<String>> {
         self.optional(key, "32 hexadecimal digits", |text| {
             NamespaceId::new(text)
                 .map(|_| text.to_owned())
@@ -383,7 +388,7 @@ impl super::reader::Section<'_, '_> {
                         Some(c) => format!("holds {c:?}, and an id has only 0-9 and a-f"),
                         None => format!("has {} characters, and an id has 32", text.len()),
                     };
-                    Complaint::new(what, "copy the id from the dashboard or `wrangler whoami`")
+                    Complaint::new(what, format!("{source} prints it"))
                 })
         })
     }

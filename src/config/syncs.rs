@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::effective::quoted;
 use super::problem::{Complaint, Scope};
-use super::reader::{Reader, Section};
-use super::sections::{bad_name, is_name, sentence};
+use super::reader::Reader;
+use super::section::Section;
+use super::sections::{NAMESPACE_SOURCE, bad_name, is_name, sentence};
 use super::{Sync, ValueSource};
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
@@ -125,7 +126,7 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
     let filter = section.text("where", None);
     let filter_serves = filter.is_some() || !section.is_set("where");
     let namespace = section
-        .id("namespace_id")
+        .id("namespace_id", NAMESPACE_SOURCE)
         .map(|id| id.and_then(|id| NamespaceId::new(id).ok()));
 
     let parts = || {
