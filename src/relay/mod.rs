@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use self::term::Term;
 use crate::change::{
-    Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, PoisonReason, Rendered, SyncId,
+    Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId,
 };
 use crate::ledger::{
     Backfill, BackfillStep, ClaimRequest, Failure, FailureKind, FetchMode, Fetched, SettleRequest,
@@ -341,10 +341,10 @@ pub enum Notice {
     Dead {
         /// The sync.
         sync: SyncId,
-        /// Kind of reason.
-        reason: PoisonReason,
-        /// The sentence.
-        detail: String,
+        /// The key.
+        key: Key,
+        /// Why.
+        poison: Poison,
     },
     /// A sync is on hold.
     Held {
