@@ -10,6 +10,9 @@
 -- Locks          This file locks nothing of yours. watch() takes SHARE ROW EXCLUSIVE (writers wait,
 --                readers do not) and unwatch() ACCESS EXCLUSIVE, both for milliseconds, and both give
 --                up after 2 s instead of making others queue behind them.
+-- Your DDL       Columns that are not watched can change as they like. A watched one cannot be dropped or
+--                change its type meanwhile. To rename a key column, unwatch, rename and watch again
+--                in one transaction: under the old name, writes to the table would fail.
 -- Who runs it    A superuser, or a role with CREATEROLE that may CREATE in this database. Running it
 --                again changes nothing. Everything happens in one transaction.
 -- Afterwards     create role pg2kv_login login password '...' in role pg2kv_daemon;
