@@ -103,7 +103,9 @@ async fn wrangler_works_unchanged() {
         assert!(output.status.success(), "{arguments:?}: {errors}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let pairs: Value = (0..1_500).map(|n| json!({"key": format!("k{n}"), "value": "v"})).collect();
+    let pairs: Value = (0..1_500)
+        .map(|n| json!({"key": format!("k{n}"), "value": "v"}))
+        .collect();
     let file = directory.path().join("pairs.json");
     std::fs::write(&file, pairs.to_string()).unwrap();
     wrangler(&["kv", "bulk", "put", file.to_str().unwrap()]).await;
