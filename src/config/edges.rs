@@ -7,8 +7,8 @@ use secrecy::ExposeSecret as _;
 use super::{Config, DatabaseConfig, Lease, Postgres, ValueSource};
 use crate::change::SyncId;
 use crate::queue::{self, backoff, budget};
-use crate::{daemon, relay, sink};
 use crate::source::{self, SyncSource, ValueSql};
+use crate::{daemon, relay, sink};
 
 /// A standby asks for the lease this often, so that a clean hand-over takes less than a second.
 const CAMPAIGN_INTERVAL: Duration = Duration::from_millis(500);
@@ -57,7 +57,11 @@ impl Config {
                 requests_per_window: self.kv.requests_per_5min.unwrap_or(0),
                 reserve_requests: self.kv.reserve_requests,
             },
-            syncs: self.syncs.iter().map(|sync| sync.watch.sync.clone()).collect(),
+            syncs: self
+                .syncs
+                .iter()
+                .map(|sync| sync.watch.sync.clone())
+                .collect(),
             pairs_max: self.kv.pairs_max,
             body_max_bytes: self.kv.body_max_bytes,
             in_flight_max: self.kv.in_flight_max,
