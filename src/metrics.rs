@@ -81,8 +81,8 @@ metrics! {
 }
 
 const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
-    1800.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    300.0, 1800.0,
 ];
 const PAIRS: &[f64] = &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0];
 
@@ -101,7 +101,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     for metric in ALL {
-        let unit = if metric.name.contains("_seconds") { Unit::Seconds } else { Unit::Count };
+        let unit = if metric.name.contains("_seconds") {
+            Unit::Seconds
+        } else {
+            Unit::Count
+        };
         match metric.kind {
             Type::Counter => describe_counter!(metric.name, unit, metric.help),
             Type::Gauge => describe_gauge!(metric.name, unit, metric.help),

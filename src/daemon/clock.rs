@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::change::Mono;
 
 /// Now, on a clock that never jumps and counts suspend: a leader that slept must notice.
-pub fn now() -> Mono {
+pub(super) fn now() -> Mono {
     let time = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
@@ -15,8 +15,10 @@ pub fn now() -> Mono {
 }
 
 /// Time until 00:00 UTC by the wall clock.
-pub fn until_midnight() -> Duration {
+pub(super) fn until_midnight() -> Duration {
     const DAY: u64 = 86_400;
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Duration::from_secs(DAY - since.as_secs() % DAY)
 }

@@ -27,7 +27,10 @@ pub(super) enum Done {
     /// Something for the relay.
     Event(Event),
     /// The end of a campaign, with the connections to keep.
-    Campaigned { leadership: Option<Leadership>, campaigned: Campaigned },
+    Campaigned {
+        leadership: Option<Leadership>,
+        campaigned: Campaigned,
+    },
     /// Gauges of the ledger.
     Gauges(Gauges),
     /// Nothing came of it, and nothing follows.
@@ -95,9 +98,10 @@ impl Leadership {
 impl World {
     pub(super) async fn campaign(&self, candidate: Option<Candidate>) -> Done {
         match self.try_campaign(candidate).await {
-            Ok((leadership, campaigned)) => {
-                Done::Campaigned { leadership: Some(leadership), campaigned }
-            }
+            Ok((leadership, campaigned)) => Done::Campaigned {
+                leadership: Some(leadership),
+                campaigned,
+            },
             Err(error) => Done::Campaigned {
                 leadership: None,
                 campaigned: Campaigned::Failed(error.into()),
@@ -115,17 +119,26 @@ impl World {
             None => Candidate::connect(&self.source).await?,
         };
         let Some(epoch) = candidate.campaign(&self.holder).await? else {
-            let leadership = Leadership { candidate: Arc::new(candidate), leading: None };
+            let leadership = Leadership {
+                candidate: Arc::new(candidate),
+                leading: None,
+            };
             return Ok((leadership, Campaigned::Standby));
         };
         let sources: Vec<_> = self.syncs.iter().map(|sync| sync.source.clone()).collect();
-        let (session, doorbell, recovered) =
-            Session::open(&self.source, &sources, epoch).await?;
+        let (session, doorbell, recovered) = Session::open(&self.source, &sources, epoch).await?;
         let leadership = Leadership {
             candidate: Arc::new(candidate),
             leading: Some((Arc::new(session), doorbell)),
         };
-        Ok((leadership, Campaigned::Elected { epoch, began, recovered: recovered_of(recovered) }))
+        Ok((
+            leadership,
+            Campaigned::Elected {
+                epoch,
+                began,
+                recovered: recovered_of(recovered),
+            },
+        ))
     }
 
     /// Runs an effect that ends in exactly one event.
@@ -144,7 +157,11 @@ impl World {
                         .into_iter()
                         .map(|row| document::render(template, &row.columns, row.value))
                         .collect();
-                    Event::Prepared { batch, claim: claimed.claim, read: Ok(read) }
+                    Event::Prepared {
+                        batch,
+                        claim: claimed.claim,
+                        read: Ok(read),
+                    }
                 }
                 Err(failed) => Event::Prepared {
                     batch,
@@ -152,7 +169,12 @@ impl World {
                     read: Err(failed.error.into()),
                 },
             },
-            Effect::Write { request, sync, batch, trusted_until } => {
+            Effect::Write {
+                request,
+                sync,
+                batch,
+                trusted_until,
+            } => {
                 // The last look before the bytes go: this task may have been frozen since the relay
                 // asked for it.
                 let answer = if clock::now() < trusted_until {
@@ -161,7 +183,12 @@ impl World {
                     not_trusted()
                 };
                 let until_midnight = clock::until_midnight();
-                Event::Answered { request, batch, answer, until_midnight }
+                Event::Answered {
+                    request,
+                    batch,
+                    answer,
+                    until_midnight,
+                }
             }
             Effect::Settle(request) => {
                 Event::Settled(session.settle(&request).await.map_err(Failure::from))
@@ -170,7 +197,11 @@ impl World {
                 Ok(()) => Ok(()),
                 Err(error) => Err((ids, error.into())),
             }),
-            Effect::StartBackfill { sync, reason, markers } => Event::BackfillStarted {
+            Effect::StartBackfill {
+                sync,
+                reason,
+                markers,
+            } => Event::BackfillStarted {
                 sync,
                 result: session
                     .start_backfill(sync, &reason, &markers)
@@ -184,9 +215,10 @@ impl World {
                     .await
                     .map_err(Failure::from),
             },
-            Effect::Sweep { sync, cursor } => {
-                Event::Swept { sync, result: self.sweep(&leader, sync, cursor).await }
-            }
+            Effect::Sweep { sync, cursor } => Event::Swept {
+                sync,
+                result: self.sweep(&leader, sync, cursor).await,
+            },
             Effect::Advance { sync, step } => Event::Advanced {
                 sync,
                 result: session
@@ -239,7 +271,11 @@ impl World {
             .filter_map(|(key, hash)| Some((key?, hash)))
             .collect();
         foreign += (columns.len() - found.len()) as u64;
-        Ok(Swept { keys: found, foreign, next: page.next })
+        Ok(Swept {
+            keys: found,
+            foreign,
+            next: page.next,
+        })
     }
 
     fn sync(&self, id: SyncId) -> &SyncSpec {

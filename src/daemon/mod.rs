@@ -85,7 +85,11 @@ impl Watcher {
 
     /// Waits for a report that satisfies `wanted`; `None` once the daemon is gone.
     pub async fn wait_for(&mut self, wanted: impl FnMut(&Report) -> bool) -> Option<Report> {
-        self.report.wait_for(wanted).await.ok().map(|report| report.clone())
+        self.report
+            .wait_for(wanted)
+            .await
+            .ok()
+            .map(|report| report.clone())
     }
 
     /// Time since the loop went round last.
@@ -109,8 +113,11 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon that has not started, and a look at it.
     pub fn new(settings: Settings, kv: KvClient) -> (Self, Watcher) {
-        let names: Vec<String> =
-            settings.syncs.iter().map(|sync| sync.source.name.clone()).collect();
+        let names: Vec<String> = settings
+            .syncs
+            .iter()
+            .map(|sync| sync.source.name.clone())
+            .collect();
         let mut relay = Relay::new(settings.relay, fastrand::u64(..));
         let report = Report {
             status: relay.status(clock::now()),
@@ -121,7 +128,10 @@ impl Daemon {
         };
         let (report, receiver) = watch::channel(report);
         let ticked_ms = Arc::new(AtomicU64::new(millis()));
-        let watcher = Watcher { report: receiver, ticked_ms: Arc::clone(&ticked_ms) };
+        let watcher = Watcher {
+            report: receiver,
+            ticked_ms: Arc::clone(&ticked_ms),
+        };
         let world = World {
             source: settings.source,
             syncs: settings.syncs,
@@ -178,7 +188,8 @@ impl Daemon {
         for notice in out.notices {
             if let crate::relay::Notice::SessionFailed(failure) = &notice {
                 let failure = failure.clone();
-                self.report.send_modify(|report| report.failure = Some(failure));
+                self.report
+                    .send_modify(|report| report.failure = Some(failure));
             }
             self.teller.tell(notice);
         }
@@ -195,7 +206,8 @@ impl Daemon {
             Effect::Campaign => {
                 let world = Arc::clone(&self.world);
                 let candidate = self.leadership.take().and_then(Leadership::into_candidate);
-                self.tasks.spawn(async move { world.campaign(candidate).await });
+                self.tasks
+                    .spawn(async move { world.campaign(candidate).await });
             }
             Effect::Abandon => {
                 self.tasks = JoinSet::new();
@@ -217,7 +229,8 @@ impl Daemon {
                     return;
                 };
                 let world = Arc::clone(&self.world);
-                self.tasks.spawn(async move { Done::Event(world.run(leader, effect).await) });
+                self.tasks
+                    .spawn(async move { Done::Event(world.run(leader, effect).await) });
             }
         }
     }
@@ -225,7 +238,10 @@ impl Daemon {
     fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
             Ok(Done::Event(event)) => self.handle(event),
-            Ok(Done::Campaigned { leadership, campaigned }) => {
+            Ok(Done::Campaigned {
+                leadership,
+                campaigned,
+            }) => {
                 self.leadership = leadership;
                 let reached = !matches!(campaigned, crate::relay::Campaigned::Failed(_));
                 if reached {
@@ -238,7 +254,8 @@ impl Daemon {
             }
             Ok(Done::Gauges(gauges)) => {
                 self.teller.tell_gauges(&gauges);
-                self.report.send_modify(|report| report.gauges = Some(gauges));
+                self.report
+                    .send_modify(|report| report.gauges = Some(gauges));
             }
             Ok(Done::Nothing) => {}
             // A task that panicked leaves its part of the leadership unknown: drop all of it.
@@ -264,7 +281,8 @@ impl Daemon {
 
     fn read_gauges(&mut self) {
         if let Some(leader) = self.leadership.as_ref().and_then(Leadership::leader) {
-            self.tasks.spawn(async move { effects::gauges(leader).await });
+            self.tasks
+                .spawn(async move { effects::gauges(leader).await });
         }
     }
 

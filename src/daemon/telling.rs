@@ -24,8 +24,11 @@ const BLOCK_REASONS: [BlockReason; 5] = [
     BlockReason::Unauthorized,
     BlockReason::Quota,
 ];
-const HOLD_REASONS: [HoldReason; 3] =
-    [HoldReason::Relation, HoldReason::NamespaceGone, HoldReason::Unexpected];
+const HOLD_REASONS: [HoldReason; 3] = [
+    HoldReason::Relation,
+    HoldReason::NamespaceGone,
+    HoldReason::Unexpected,
+];
 
 /// Tells people what happens.
 #[derive(Debug)]
@@ -53,12 +56,19 @@ impl Teller {
         ] {
             counter!(name).absolute(0);
         }
-        Self { syncs, logged: HashMap::new(), dead_letters_told: Vec::new() }
+        Self {
+            syncs,
+            logged: HashMap::new(),
+            dead_letters_told: Vec::new(),
+        }
     }
 
     pub(super) fn tell(&mut self, notice: Notice) {
         match notice {
-            Notice::Elected { epoch, claimed_keys } => {
+            Notice::Elected {
+                epoch,
+                claimed_keys,
+            } => {
                 counter!(names::LEADER_TRANSITIONS).increment(1);
                 gauge!(names::POSTGRES_UP).set(1.0);
                 info!(epoch = epoch.0, claimed_keys, "this process leads");
@@ -79,7 +89,11 @@ impl Teller {
                     );
                 }
             }
-            Notice::Fetched { changes, coalesced, ignored } => {
+            Notice::Fetched {
+                changes,
+                coalesced,
+                ignored,
+            } => {
                 counter!(names::CHANGES_FETCHED).increment(changes as u64);
                 counter!(names::KEYS_COALESCED).increment(coalesced as u64);
                 counter!(names::CHANGES_IGNORED).increment(ignored);
@@ -98,7 +112,12 @@ impl Teller {
                 counter!(names::WAKEUPS, "cause" => cause.as_str()).increment(1);
             }
             Notice::Rung => counter!(names::BELL_RINGS).increment(1),
-            Notice::Written { sync, puts, deletes, waited } => {
+            Notice::Written {
+                sync,
+                puts,
+                deletes,
+                waited,
+            } => {
                 let sync = self.name(sync);
                 counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => "put")
                     .increment(puts as u64);
@@ -112,7 +131,12 @@ impl Teller {
             Notice::Unchanged { sync, keys } => {
                 counter!(names::KEYS_UNCHANGED, "sync" => self.name(sync)).increment(keys as u64);
             }
-            Notice::Answered { pairs, answer, took, .. } => self.answered(pairs, &answer, took),
+            Notice::Answered {
+                pairs,
+                answer,
+                took,
+                ..
+            } => self.answered(pairs, &answer, took),
             Notice::LedgerFailed(failure) => {
                 counter!(names::LEDGER_FAILURES, "kind" => failure.kind.as_str()).increment(1);
                 if let Some(skipped) = self.due("ledger") {
@@ -124,9 +148,16 @@ impl Teller {
                     );
                 }
             }
-            Notice::Dead { sync, reason, detail } => {
+            Notice::Dead {
+                sync,
+                reason,
+                detail,
+            } => {
                 let sync = self.name(sync);
-                let labels = [("sync", sync.clone()), ("reason", reason.as_str().to_owned())];
+                let labels = [
+                    ("sync", sync.clone()),
+                    ("reason", reason.as_str().to_owned()),
+                ];
                 counter!(names::DEAD_LETTERED, &labels).increment(1);
                 if let Some(skipped) = self.due("dead letter") {
                     warn!(
@@ -139,7 +170,12 @@ impl Teller {
                     );
                 }
             }
-            Notice::Held { sync, reason, detail, hint } => warn!(
+            Notice::Held {
+                sync,
+                reason,
+                detail,
+                hint,
+            } => warn!(
                 sync = self.name(sync),
                 reason = reason.as_str(),
                 error = detail,
@@ -147,7 +183,11 @@ impl Teller {
                 "sync on hold; the others flow"
             ),
             Notice::Resumed { sync } => info!(sync = self.name(sync), "sync flows again"),
-            Notice::Blocked { reason, pause, detail } => warn!(
+            Notice::Blocked {
+                reason,
+                pause,
+                detail,
+            } => warn!(
                 reason = reason.as_str(),
                 retry_in = %humantime::format_duration(round(pause)),
                 error = detail,
@@ -158,7 +198,11 @@ impl Teller {
             Notice::BackfillStarted { sync, reason } => {
                 info!(sync = self.name(sync), reason, "backfill started");
             }
-            Notice::BackfillDone { sync, done, foreign } => {
+            Notice::BackfillDone {
+                sync,
+                done,
+                foreign,
+            } => {
                 let sync = self.name(sync);
                 counter!(names::BACKFILLS, "sync" => sync.clone()).increment(1);
                 info!(sync, done, foreign, "backfill done");
@@ -177,13 +221,19 @@ impl Teller {
             gauge!(names::BUDGET_LEFT).set(status.budget_left as f64);
         }
         for reason in BLOCK_REASONS {
-            let blocked = status.blocked.as_ref().is_some_and(|block| block.reason == reason);
+            let blocked = status
+                .blocked
+                .as_ref()
+                .is_some_and(|block| block.reason == reason);
             gauge!(names::BLOCKED, "reason" => reason.as_str()).set(f64::from(u8::from(blocked)));
         }
         for (name, sync) in self.syncs.iter().zip(&status.syncs) {
             for reason in HOLD_REASONS {
                 let held = sync.hold.as_ref().is_some_and(|(why, ..)| *why == reason);
-                let labels = [("sync", name.clone()), ("reason", reason.as_str().to_owned())];
+                let labels = [
+                    ("sync", name.clone()),
+                    ("reason", reason.as_str().to_owned()),
+                ];
                 gauge!(names::SYNC_ON_HOLD, &labels).set(f64::from(u8::from(held)));
             }
             let running = sync.backfill.is_some();
@@ -219,7 +269,10 @@ impl Teller {
 
     pub(super) fn token_failed(&mut self, error: &str) {
         if let Some(skipped) = self.due("token") {
-            warn!(error, skipped, "the API token could not be read anew; the old one stays in use");
+            warn!(
+                error,
+                skipped, "the API token could not be read anew; the old one stays in use"
+            );
         }
     }
 
@@ -235,11 +288,19 @@ impl Teller {
             Some(_) => "5xx",
         };
         counter!(names::KV_REQUESTS, "status_class" => class).increment(1);
-        let Some(reason) = retry_reason(&answer.outcome) else { return };
+        let Some(reason) = retry_reason(&answer.outcome) else {
+            return;
+        };
         counter!(names::RETRIES, "reason" => reason).increment(1);
         if let Some(skipped) = self.due(reason) {
-            warn!(reason, pairs, status = answer.status, detail = answer.detail, skipped,
-                "a request to KV came to nothing certain");
+            warn!(
+                reason,
+                pairs,
+                status = answer.status,
+                detail = answer.detail,
+                skipped,
+                "a request to KV came to nothing certain"
+            );
         }
     }
 
@@ -263,7 +324,10 @@ impl Teller {
     }
 
     fn name(&self, sync: SyncId) -> String {
-        self.syncs.get(usize::from(sync.0)).cloned().unwrap_or_default()
+        self.syncs
+            .get(usize::from(sync.0))
+            .cloned()
+            .unwrap_or_default()
     }
 }
 

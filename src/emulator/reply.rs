@@ -309,6 +309,10 @@ impl ApiError {
         Self::bad(10041, "the cursor is not one that a list request returned")
     }
 
+    pub(super) fn empty_key() -> Self {
+        Self::bad(10042, "Key names must not be empty")
+    }
+
     pub(super) fn illegal_key(key: &str) -> Self {
         let message = format!("Illegal key name \"{key}\". Please use a different name.");
         Self::bad(10042, message)

@@ -49,7 +49,10 @@ impl Server {
         metrics: PrometheusHandle,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
-        Ok(Self { listener, ops: Ops { watcher, metrics } })
+        Ok(Self {
+            listener,
+            ops: Ops { watcher, metrics },
+        })
     }
 
     /// The address, with the port that was chosen where 0 was asked for.
@@ -156,9 +159,15 @@ async fn status_json(State(ops): State<Ops>) -> Response {
 
 fn text(status: StatusCode, body: impl Into<String>) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        ),
     ];
     (status, headers, body.into()).into_response()
 }

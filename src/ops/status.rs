@@ -125,12 +125,19 @@ pub(super) fn readiness(report: &Report) -> String {
         lines.extend(failure.hint.iter().map(|hint| format!("  help: {hint}")));
     }
     if let Some(block) = &status.blocked {
-        lines.push(format!("sending blocked ({}): {}", block.reason.as_str(), block.detail));
+        lines.push(format!(
+            "sending blocked ({}): {}",
+            block.reason.as_str(),
+            block.detail
+        ));
         lines.push(format!("  help: {}", block.reason.hint()));
     }
     for (name, sync) in report.syncs.iter().zip(&status.syncs) {
         if let Some((reason, detail, hint)) = &sync.hold {
-            lines.push(format!("sync {name} on hold ({}): {detail}", reason.as_str()));
+            lines.push(format!(
+                "sync {name} on hold ({}): {detail}",
+                reason.as_str()
+            ));
             lines.push(format!("  help: {hint}"));
         }
     }

@@ -78,28 +78,28 @@ const PRIVILEGES: &str = "\
       as c(name, col)
     where not has_column_privilege('pg2kv.' || c.name, c.col, 'update')";
 
-/// The relation and columns that `watch` was told, and the triggers as they are now.
+/// The relation and key columns that `watch` was told, and what is wrong with the triggers now: all
+/// three must be on the table and on each of its partitions.
 const WATCHED: &str = "\
-    select s.relation::oid = to_regclass($2::text)::oid,
+    select s.relation::oid is not distinct from to_regclass($2::text)::oid,
       s.key_columns = $3::text[],
-      s.columns,
       array(
-        select format('%s %s', t.tgname, case
-          when t.tgenabled <> 'A' then 'is not enabled always'
-          when p.oid is null then 'calls another function' end)
-        from pg_trigger as t left join pg_proc as p on p.oid = t.tgfoid
-          and p.pronamespace = (select oid from pg_namespace where nspname = $4::text)
-          and p.proname = 'capture_' || s.name
-        where t.tgrelid = s.relation and not t.tgisinternal
-          and t.tgname in (
-            'zzz_' || $4 || '_' || s.name || '_row', 'zzz_' || $4 || '_' || s.name || '_update',
-            'zzz_' || $4 || '_' || s.name || '_truncate')
-          and (t.tgenabled <> 'A' or p.oid is null)),
-      array(
-        select w.name from unnest(array['row', 'update', 'truncate']) as e(kind)
-        cross join lateral (select 'zzz_' || $4 || '_' || s.name || '_' || e.kind as name) as w
-        where not exists (
-          select from pg_trigger as t where t.tgrelid = s.relation and t.tgname = w.name))
+        select format('%s on %s %s', w.name, w.relation, w.fault) from (
+          select r.relation, n.name, case
+            when t.oid is null then 'is missing'
+            when t.tgenabled <> 'A' then 'is not enabled always'
+            when p.oid is null then 'calls another function' end as fault
+          from (
+            select s.relation as relation
+            union select p.relid from pg_partition_tree(s.relation) as p
+          ) as r
+          cross join unnest(array['row', 'update', 'truncate']) as e(kind)
+          cross join lateral (
+            select format('zzz_%s_%s_%s', $4::text, s.name, e.kind) as name) as n
+          left join pg_trigger as t on t.tgrelid = r.relation and t.tgname = n.name
+          left join pg_proc as p on p.oid = t.tgfoid and p.proname = 'capture_' || s.name
+            and p.pronamespace = (select oid from pg_namespace where nspname = $4)
+        ) as w where w.fault is not null)
     from pg2kv.sync as s where s.name = $1";
 
 /// Looks at connection, schema, privileges and each sync.
@@ -206,18 +206,7 @@ async fn triggers(
     findings: &mut Vec<Finding>,
 ) {
     let what = format!("sync {}: triggers", sync.name);
-    let keys: Vec<String> = sync
-        .key_columns
-        .iter()
-        .map(|key| format!("\"{key}\""))
-        .collect();
-    let again = format!(
-        "select {}.watch('{}', sync => '{}', key => '{{{}}}')",
-        settings.schema,
-        sync.table,
-        sync.name,
-        keys.join(",")
-    );
+    let again = "run `pg2kv install`, or the statements that `pg2kv sql` prints";
     let sql = settings.sql(WATCHED);
     let row = link
         .call(
@@ -241,21 +230,14 @@ async fn triggers(
             return;
         }
     };
-    let wrong: Vec<String> = row.get(3);
-    let missing: Vec<String> = row.get(4);
-    if row.get::<_, Option<bool>>(0) != Some(true) {
+    let wrong: Vec<String> = row.get(2);
+    if !row.get::<_, bool>(0) {
         let detail = "another table is watched under this name (was it swapped by a rename?)";
         findings.push(Finding::bad(what, detail, again));
     } else if !row.get::<_, bool>(1) {
         findings.push(Finding::bad(
             what,
             "other key columns are watched than configured",
-            again,
-        ));
-    } else if !missing.is_empty() {
-        findings.push(Finding::bad(
-            what,
-            format!("missing: {}", missing.join(", ")),
             again,
         ));
     } else if !wrong.is_empty() {

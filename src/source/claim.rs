@@ -23,9 +23,7 @@ use super::rows::Plan;
 use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
 use crate::change::{ClaimId, Epoch, Key, KvName, OutboxId, SyncId};
-use crate::ledger::{
-    Backfill, BackfillPhase, BackfillStep, ClaimRequest, SettleRequest, Walked,
-};
+use crate::ledger::{Backfill, BackfillPhase, BackfillStep, ClaimRequest, SettleRequest, Walked};
 
 /// `$5` is the step of a backfill: none, rows, keys, enter or done.
 const CLAIM: &str = "\
@@ -432,8 +430,10 @@ impl Reader {
         let mut keys = vec![None; columns.len()];
         let mut parts = vec![0..columns.len()];
         while let Some(part) = parts.pop() {
-            let texts: Vec<String> =
-                columns[part.clone()].iter().map(|values| json_array(values)).collect();
+            let texts: Vec<String> = columns[part.clone()]
+                .iter()
+                .map(|values| json_array(values))
+                .collect();
             let parameters: [&(dyn ToSql + Sync); 1] = [&texts];
             let query = self.link.client().query(&prepared.plan.keys, &parameters);
             match self.link.call(&doing, 1, Place::Relation, query).await {

@@ -202,7 +202,11 @@ impl From<Error> for Failure {
         Self {
             kind: error.kind,
             hint: error.hint.clone(),
-            detail: Error { hint: None, ..error }.to_string(),
+            detail: Error {
+                hint: None,
+                ..error
+            }
+            .to_string(),
         }
     }
 }

@@ -261,3 +261,255 @@ impl Gap {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::{Frontier, Holder, Range};
+
+    /// A table, its sequence and its writers; commit order is not id order.
+    #[derive(Default)]
+    struct Model {
+        drawn: i64,
+        visible: BTreeSet<i64>,
+        open: BTreeMap<Holder, Vec<i64>>,
+        next: i64,
+        returned: Vec<i64>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Begin,
+        /// One of the open transactions (by position) draws ids.
+        Insert(usize, i64),
+        Commit(usize),
+        Abort(usize),
+        Prepare(usize),
+        /// Ids that nobody ever used, as after a crash.
+        Skip(i64),
+        /// A fetch with a limit; the steps happen between its look, page and probe.
+        Fetch(usize, Vec<Step>, Vec<Step>),
+    }
+
+    impl Model {
+        fn pick(&self, at: usize) -> Option<Holder> {
+            let count = self.open.len();
+            (count > 0)
+                .then(|| self.open.keys().nth(at % count).copied())
+                .flatten()
+        }
+
+        fn apply(&mut self, step: &Step, frontier: &mut Frontier) {
+            match step {
+                Step::Begin => {
+                    self.next += 1;
+                    let holder = Holder {
+                        process: self.next % 5,
+                        transaction: self.next,
+                    };
+                    self.open.insert(holder, vec![]);
+                }
+                Step::Insert(at, count) => {
+                    if let Some(holder) = self.pick(*at).filter(|holder| !holder.is_prepared()) {
+                        let ids = self.drawn + 1..=self.drawn + count;
+                        self.drawn = *ids.end();
+                        self.open.entry(holder).or_default().extend(ids);
+                    }
+                }
+                Step::Commit(at) => {
+                    if let Some(ids) = self.pick(*at).and_then(|holder| self.open.remove(&holder)) {
+                        self.visible.extend(ids);
+                    }
+                }
+                Step::Abort(at) => {
+                    self.pick(*at).and_then(|holder| self.open.remove(&holder));
+                }
+                Step::Prepare(at) => {
+                    if let Some(holder) = self.pick(*at).filter(|holder| !holder.is_prepared()) {
+                        let ids = self.open.remove(&holder).unwrap_or_default();
+                        self.next += 1;
+                        let prepared = Holder {
+                            process: -1,
+                            transaction: self.next,
+                        };
+                        self.open.insert(prepared, ids);
+                    }
+                }
+                Step::Skip(count) => self.drawn += count,
+                Step::Fetch(limit, before_page, before_probe) => {
+                    self.fetch(frontier, *limit, before_page, before_probe);
+                }
+            }
+        }
+
+        /// As `outbox` does it: look and page in one go, the probe after both.
+        fn fetch(
+            &mut self,
+            frontier: &mut Frontier,
+            limit: usize,
+            before_page: &[Step],
+            before_probe: &[Step],
+        ) -> bool {
+            // Only a transaction that has inserted holds the lock.
+            let holders: BTreeSet<Holder> = self
+                .open
+                .iter()
+                .filter(|(_, ids)| !ids.is_empty())
+                .map(|(holder, _)| *holder)
+                .collect();
+            let looks = frontier.has_gaps();
+            let high = frontier.high();
+            before_page
+                .iter()
+                .for_each(|step| self.apply(step, frontier));
+            let page: Vec<i64> = self
+                .visible
+                .range(high + 1..)
+                .take(limit)
+                .copied()
+                .collect();
+            before_probe
+                .iter()
+                .for_each(|step| self.apply(step, frontier));
+            let due = if looks {
+                frontier.look(&holders)
+            } else {
+                vec![]
+            };
+            let mut more = page.len() == limit;
+            if !due.is_empty() {
+                assert!(
+                    due.windows(2).all(|pair| pair[0].high < pair[1].low),
+                    "{due:?}"
+                );
+                let late: Vec<i64> = due
+                    .iter()
+                    .flat_map(|Range { low, high }| self.visible.range(low..=high).copied())
+                    .take(limit)
+                    .collect();
+                frontier.probed(&late, late.len() < limit);
+                more |= late.len() == limit;
+                self.returned.extend(&late);
+            }
+            frontier.page(&page);
+            self.returned.extend(&page);
+            more
+        }
+
+        fn end_all(&mut self) {
+            while let Some((_, ids)) = self.open.pop_first() {
+                self.visible.extend(ids);
+            }
+        }
+
+        /// Fetches until nothing is open and nothing is left.
+        fn drain(&mut self, frontier: &mut Frontier) {
+            self.end_all();
+            for _ in 0..self.visible.len() + 8 {
+                let more = self.fetch(frontier, 3, &[], &[]);
+                if !more && !frontier.has_gaps() {
+                    return;
+                }
+            }
+            panic!("gaps stay open: {frontier:?}");
+        }
+    }
+
+    fn writing() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => Just(Step::Begin),
+            6 => (0..8_usize, 1..4_i64).prop_map(|(at, count)| Step::Insert(at, count)),
+            3 => (0..8_usize).prop_map(Step::Commit),
+            1 => (0..8_usize).prop_map(Step::Abort),
+            1 => (0..8_usize).prop_map(Step::Prepare),
+            1 => (1..4_i64).prop_map(Step::Skip),
+        ]
+    }
+
+    fn history() -> impl Strategy<Value = Vec<Step>> {
+        let between = || proptest::collection::vec(writing(), 0..3);
+        let fetch = (1..6_usize, between(), between())
+            .prop_map(|(limit, page, probe)| Step::Fetch(limit, page, probe));
+        proptest::collection::vec(prop_oneof![3 => writing(), 1 => fetch], 1..80)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 1_000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn every_committed_id_is_returned_once(
+            before in proptest::collection::vec(writing(), 0..20),
+            history in history(),
+        ) {
+            let mut model = Model::default();
+            let mut unused = Frontier::new(0);
+            before.iter().for_each(|step| model.apply(step, &mut unused));
+            let mut frontier = Frontier::new(model.drawn);
+            history.iter().for_each(|step| model.apply(step, &mut frontier));
+            model.drain(&mut frontier);
+            model.returned.sort_unstable();
+            let expected: Vec<i64> = model.visible.iter().copied().collect();
+            prop_assert_eq!(model.returned, expected);
+        }
+
+        #[test]
+        fn with_merged_ranges_nothing_is_missed_and_memory_is_bounded(history in history()) {
+            let mut model = Model::default();
+            let mut frontier = Frontier::with_bound(0, 2);
+            for step in &history {
+                model.apply(step, &mut frontier);
+                prop_assert!(frontier.gaps.len() <= 2, "{:?}", frontier);
+            }
+            model.end_all();
+            for _ in 0..8 {
+                model.fetch(&mut frontier, usize::MAX, &[], &[]);
+            }
+            prop_assert!(!frontier.has_gaps(), "{:?}", frontier);
+            let returned: BTreeSet<i64> = model.returned.iter().copied().collect();
+            prop_assert_eq!(returned, model.visible);
+        }
+    }
+
+    #[test]
+    fn a_writer_that_stays_open_costs_one_probe() {
+        let old = Holder {
+            process: 1,
+            transaction: 1,
+        };
+        let mut frontier = Frontier::new(10);
+        assert_eq!(frontier.look(&BTreeSet::from([old])).len(), 1);
+        frontier.probed(&[], true);
+        for _ in 0..100 {
+            assert_eq!(frontier.look(&BTreeSet::from([old])), []);
+        }
+        assert_eq!(frontier.look(&BTreeSet::new()).len(), 1);
+        frontier.probed(&[4], true);
+        assert!(!frontier.has_gaps());
+    }
+
+    #[test]
+    fn holders_are_read_as_the_server_prints_them() {
+        assert_eq!(
+            Holder::parse("3/412"),
+            Some(Holder {
+                process: 3,
+                transaction: 412
+            })
+        );
+        assert_eq!(
+            Holder::parse("-1/733"),
+            Some(Holder {
+                process: -1,
+                transaction: 733
+            })
+        );
+        assert_eq!(Holder::parse("x"), None);
+    }
+}

@@ -14,8 +14,8 @@ use super::Settings;
 use super::error::{Error, Kind, Place};
 use super::frontier::{Frontier, Holder, Range};
 use super::link::Link;
-use crate::ledger::{FetchMode, Fetched};
 use crate::change::{Change, Changed, Epoch, Key, OutboxId, SyncId};
+use crate::ledger::{FetchMode, Fetched};
 
 /// A page of what is new. Age by the server's clock, so that clocks need not agree.
 const PAGE: &str = "\

@@ -68,6 +68,20 @@ const INDEXES: &str = "\
 
 const TIMESTAMPTZ_OID: i64 = 1_184;
 const BYTEA_OID: i64 = 17;
+/// Types whose equal values have equal text: boolean, the integers, uuid, bytea, dates and times.
+/// Others do not (numeric 1.0 and 1.00, citext, character, collations that ignore case).
+const EXACT_OIDS: &[i64] = &[
+    16,
+    20,
+    21,
+    23,
+    2_950,
+    BYTEA_OID,
+    1_082,
+    1_083,
+    1_114,
+    TIMESTAMPTZ_OID,
+];
 
 /// The prepared reads of one sync on one connection.
 pub(crate) struct Plan {
@@ -98,6 +112,8 @@ struct KeyColumn {
     name: String,
     cast: String,
     form: Form,
+    /// Equal values have equal text.
+    exact: bool,
     equal: String,
     greater: String,
 }
@@ -191,14 +207,16 @@ async fn look_up(link: &Link, sync: &SyncSource, doing: &str) -> Result<(Table, 
         let or_catalog = |operator: Option<String>, plain: &str| {
             operator.unwrap_or_else(|| format!("operator(pg_catalog.{plain})"))
         };
+        let below_domains: i64 = row.get(4);
         columns.push(KeyColumn {
             name: row.get(2),
             cast: row.get(3),
-            form: match row.get::<_, i64>(4) {
+            form: match below_domains {
                 TIMESTAMPTZ_OID => Form::Timestamptz,
                 BYTEA_OID => Form::Bytea,
                 _ => Form::Plain,
             },
+            exact: EXACT_OIDS.contains(&below_domains),
             equal: or_catalog(row.get(5), "="),
             greater: or_catalog(row.get(6), ">"),
         });
@@ -260,15 +278,17 @@ impl Table {
             &|at, column| format!("{} as c{at}", column.from_key("u.key", at)),
             ", ",
         );
-        // The index finds by the type's equality, which may take 1.0 for 1 or Bob for bob; each text
-        // is a key of its own, and only the row's own text is its name in KV.
+        // The index finds what is equal; what is equal but reads otherwise is another key, and its
+        // document has another name.
+        let own_key = self.key_of_row();
         let matches = each(
             &|at, column| {
-                let name = &column.name;
-                format!(
-                    "{alias}.{name} {} pg2kv_key.c{at} and {alias}.{name}::text = pg2kv_key.c{at}::text",
-                    column.equal
-                )
+                let equal = format!("{alias}.{} {} pg2kv_key.c{at}", column.name, column.equal);
+                if column.exact {
+                    return equal;
+                }
+                let own = column.from_key(&own_key, at);
+                format!("{equal} and ({own})::text = pg2kv_key.c{at}::text")
             },
             " and ",
         );
@@ -295,8 +315,11 @@ impl Table {
             .enumerate()
             .map(|(at, column)| format!("(u.names->>{at})::{} as {}", column.cast, column.name))
             .collect();
-        let key: Vec<String> =
-            self.columns.iter().map(|column| column.to_key("pg2kv_key")).collect();
+        let key: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| column.to_key("pg2kv_key"))
+            .collect();
         format!(
             "select jsonb_build_array({})::text from (select u.ord, {} from (select k.ord, \
              k.names::jsonb as names from unnest($1::text[]) with ordinality as k(names, ord)) as u) \
@@ -321,16 +344,10 @@ impl Table {
                 .collect();
             parts.join(between)
         };
-        let key: Vec<String> = self
-            .columns
-            .iter()
-            .map(|column| column.to_key(alias))
-            .collect();
-        let name = &self.name;
+        let (name, key) = (&self.name, self.key_of_row());
         format!(
-            "select jsonb_build_array({key})::text from {name} as {alias} \
+            "select {key}::text from {name} as {alias} \
              where {present} and ($1::text is null or {after}) {filter} order by {order} limit $2::int8",
-            key = key.join(", "),
             present = join(
                 &|_, column| format!("{alias}.{} is not null", column.name),
                 " and "
@@ -339,6 +356,15 @@ impl Table {
             filter = filter_sql(filter),
             order = join(&|_, column| format!("{alias}.{}", column.name), ", "),
         )
+    }
+    /// The key of a row, as the trigger makes it.
+    fn key_of_row(&self) -> String {
+        let columns: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| column.to_key(&self.alias))
+            .collect();
+        format!("jsonb_build_array({})", columns.join(", "))
     }
 }
 

@@ -117,7 +117,7 @@ async fn namespaces_are_listed_in_pages_and_orders() {
         .iter()
         .map(|n| &n["title"])
         .collect();
-    assert_eq!(titles, ["a title", "b", "c"]);
+    assert_eq!(titles, ["KV", "b", "c"]);
     assert_eq!(page["result_info"]["total_count"], 4);
     assert_eq!(page["result_info"]["total_pages"], 2);
     let page = send(rig.namespaces(Method::GET, "?order=title&per_page=3&page=2"))

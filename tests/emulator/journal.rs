@@ -89,7 +89,7 @@ async fn pairs_and_namespaces_survive_a_restart() {
         .iter()
         .map(|n| &n["title"])
         .collect();
-    assert_eq!(titles, ["a title", "renamed"]);
+    assert_eq!(titles, ["KV", "renamed"]);
     clock.advance(Duration::from_secs(600));
     assert_eq!(rig.value("long"), None, "what was loaded expires too");
     rig.emulator.stop().await;

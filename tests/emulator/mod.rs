@@ -1,6 +1,8 @@
 //! The emulator, driven over HTTP.
 
 mod api;
+mod client;
+mod conformance;
 mod faults;
 mod journal;
 mod limits;
@@ -47,7 +49,7 @@ impl Rig {
     async fn with(options: Options) -> Self {
         let namespace = Namespace {
             id: NAMESPACE.to_owned(),
-            title: "a title".to_owned(),
+            title: "KV".to_owned(),
         };
         let emulator = Emulator::start(Options {
             token: Some(TOKEN.to_owned()),

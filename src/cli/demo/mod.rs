@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use self::screen::Screen;
 use self::world::{Kind, World};
@@ -19,6 +20,8 @@ use super::output::Failure;
 const PACE: Duration = Duration::from_millis(50);
 /// Slow enough to read along.
 const PACE_FOR_PEOPLE: Duration = Duration::from_millis(400);
+/// Ended by a signal, as shells say it of SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
 /// A change that is not in KV by then never will be.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,25 +49,48 @@ struct Summary {
 /// Runs the demo to its end, or to Ctrl-C; leaves nothing behind.
 pub(super) async fn execute(args: DemoArgs) -> Result<ExitCode, Failure> {
     let screen = Screen::new(args.headless);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = CancellationToken::new();
+    let again = stop_on_signals(stop.clone())?;
     // Cancel-safety: what is dropped here stops its servers and removes its files.
     tokio::select! {
-        result = show(&args, screen) => result,
-        _ = terminate.recv() => Ok(ExitCode::from(143)),
-        _ = interrupt.recv() => {
+        result = show(&args, screen, stop) => result,
+        () = again.cancelled() => {
             screen.interrupted()?;
-            Ok(ExitCode::SUCCESS)
+            Ok(ExitCode::from(EXIT_INTERRUPTED))
         }
     }
 }
 
-async fn show(args: &DemoArgs, screen: Screen) -> Result<ExitCode, Failure> {
+/// The first signal cancels `stop`, the second the token that is returned.
+fn stop_on_signals(stop: CancellationToken) -> io::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let again = CancellationToken::new();
+    let token = again.clone();
+    tokio::spawn(async move {
+        for token in [stop, token] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            token.cancel();
+        }
+    });
+    Ok(again)
+}
+
+async fn show(
+    args: &DemoArgs,
+    screen: Screen,
+    stop: CancellationToken,
+) -> Result<ExitCode, Failure> {
     screen.title()?;
     let mut world = World::start(args, screen).await?;
     let began = Instant::now();
     world.start_daemon().await?;
-    let first = world.first_sync(PATIENCE + Duration::from_millis(args.rows / 10)).await?;
+    let first = world
+        .first_sync(PATIENCE + Duration::from_millis(args.rows / 10))
+        .await?;
     screen.first_sync(args.rows, world.requests(), first)?;
     screen.changes_heading()?;
 
@@ -72,8 +98,14 @@ async fn show(args: &DemoArgs, screen: Screen) -> Result<ExitCode, Failure> {
     let mut ticks = tokio::time::interval(pace);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut latencies = Vec::new();
-    for _ in 0..args.changes.unwrap_or(if args.headless { 200 } else { u64::MAX }) {
-        ticks.tick().await;
+    for _ in 0..args
+        .changes
+        .unwrap_or(if args.headless { 200 } else { u64::MAX })
+    {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => break,
+        }
         let change = world.change().await?;
         let latency = world.arrival(&change, PATIENCE).await?;
         screen.change(&change, latency)?;
@@ -95,14 +127,22 @@ async fn show(args: &DemoArgs, screen: Screen) -> Result<ExitCode, Failure> {
     };
     world.stop().await;
     screen.summary(&summary)?;
-    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if equal {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn percentile(sorted: &[Duration], share: f64) -> Duration {
     let last = sorted.len().saturating_sub(1);
     let index = (last as f64 * share).round();
     // In range: `share` is at most 1.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounded, in range")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "rounded, in range"
+    )]
     let index = index as usize;
     sorted.get(index).copied().unwrap_or_default()
 }
@@ -113,7 +153,10 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// A failure of the demo's own servers.
 fn failed(what: &str, error: &impl std::fmt::Display) -> Failure {
-    Failure::new(format!("{what}: {error}"), "run the demo again; if it fails again, report it")
+    Failure::new(
+        format!("{what}: {error}"),
+        "run the demo again; if it fails again, report it",
+    )
 }
 
 fn io_failed(what: &str) -> impl Fn(io::Error) -> Failure {

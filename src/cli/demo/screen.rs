@@ -15,7 +15,7 @@ const ADDED: Style = AnsiColor::Green.on_default();
 const CHANGED: Style = AnsiColor::Yellow.on_default();
 const REMOVED: Style = AnsiColor::Red.on_default();
 /// Columns that a statement may take before it is cut.
-const SQL_WIDTH: usize = 52;
+const SQL_WIDTH: usize = 56;
 
 /// Where the demo writes to.
 #[derive(Clone, Copy, Debug)]
@@ -53,13 +53,20 @@ impl Screen {
 
     pub(super) fn first_sync(self, rows: u64, requests: u64, took: Duration) -> io::Result<()> {
         let seconds = took.as_secs_f64();
-        self.step("First sync", &format!("{rows} users in {seconds:.2} s, {requests} requests"))
+        self.step(
+            "First sync",
+            &format!("{rows} users in {seconds:.2} s, {requests} requests"),
+        )
     }
 
     pub(super) fn changes_heading(self) -> io::Result<()> {
-        self.line(&format!("\n  {BOLD}Live changes{BOLD:#}  {DIM}Ctrl-C ends them{DIM:#}\n"))?;
+        self.line(&format!(
+            "\n  {BOLD}Live changes{BOLD:#}  {DIM}Ctrl-C ends them{DIM:#}\n"
+        ))?;
         let (sql, key, time) = ("committed in Postgres", "arrived in Workers KV", "after");
-        self.line(&format!("  {DIM}{sql:<SQL_WIDTH$}  {key:<41}  {time:>9}{DIM:#}"))
+        self.line(&format!(
+            "  {DIM}{sql:<SQL_WIDTH$}  {key:<41}  {time:>9}{DIM:#}"
+        ))
     }
 
     pub(super) fn change(self, change: &Change, latency: Duration) -> io::Result<()> {
@@ -79,7 +86,9 @@ impl Screen {
     }
 
     pub(super) fn interrupted(self) -> io::Result<()> {
-        self.line(&format!("\n  {DIM}Stopped; servers and files are gone.{DIM:#}\n"))
+        self.line(&format!(
+            "\n  {DIM}Stopped; servers and files are gone.{DIM:#}\n"
+        ))
     }
 
     pub(super) fn summary(self, summary: &Summary) -> io::Result<()> {
@@ -87,7 +96,14 @@ impl Screen {
             let line = serde_json::to_string(summary).map_err(io::Error::other)?;
             return writeln!(io::stdout(), "{line}");
         }
-        let Summary { changes, writes, requests, p50_ms, p99_ms, .. } = summary;
+        let Summary {
+            changes,
+            writes,
+            requests,
+            p50_ms,
+            p99_ms,
+            ..
+        } = summary;
         let verdict = if summary.equal {
             format!("{GOOD}KV equals Postgres, key by key{GOOD:#}")
         } else {
@@ -111,5 +127,8 @@ fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    text.chars()
+        .take(width.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }

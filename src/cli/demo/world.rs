@@ -31,6 +31,8 @@ const TOKEN: &str = "demo-token";
 const EXAMPLE: &str = include_str!("../../../deploy/sql/examples/users.sql");
 /// A key takes one write a second, so the demo leaves a row alone for longer than that.
 const ROW_REST: Duration = Duration::from_millis(1_500);
+/// How often the ledger is asked whether anything is left.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What a change does to its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,10 +72,11 @@ pub(super) struct World {
 
 impl World {
     pub(super) async fn start(args: &DemoArgs, screen: Screen) -> Result<Self, Failure> {
-        let postgres = tokio::task::spawn_blocking(|| Postgres::start(throwaway::Options::default()))
-            .await
-            .map_err(|error| failed("PostgreSQL did not start", &error))?
-            .map_err(|error| failed("PostgreSQL did not start", &error))?;
+        let postgres =
+            tokio::task::spawn_blocking(|| Postgres::start(throwaway::Options::default()))
+                .await
+                .map_err(|error| failed("PostgreSQL did not start", &error))?
+                .map_err(|error| failed("PostgreSQL did not start", &error))?;
         let client = connect(&postgres.admin_url()).await?;
         let version: String = client
             .query_one("show server_version", &[])
@@ -81,7 +84,10 @@ impl World {
             .map_err(|error| failed("PostgreSQL did not answer", &error))?
             .get(0);
         let port = postgres.port();
-        screen.step("PostgreSQL", &format!("{version}, throw-away, 127.0.0.1:{port}"))?;
+        screen.step(
+            "PostgreSQL",
+            &format!("{version}, throw-away, 127.0.0.1:{port}"),
+        )?;
 
         let emulator = Emulator::start(emulator::Options {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -98,7 +104,10 @@ impl World {
         })
         .await
         .map_err(io_failed("the emulator did not start"))?;
-        screen.step("Workers KV", &format!("emulator with the API's limits, {}", emulator.base_url()))?;
+        screen.step(
+            "Workers KV",
+            &format!("emulator with the API's limits, {}", emulator.base_url()),
+        )?;
 
         install(&client, args.rows).await?;
         screen.step("Triggers", "on public.users, by pg2kv.watch(…)")?;
@@ -148,7 +157,10 @@ impl World {
             missing -= 1;
         }
         self.quiescence(patience).await?;
-        Ok(began.elapsed())
+        let took = began.elapsed();
+        // Each row was written a moment ago, and a key takes one write a second.
+        tokio::time::sleep(ROW_REST).await;
+        Ok(took)
     }
 
     /// Makes one change to one row and commits it.
@@ -158,12 +170,16 @@ impl World {
             7..=8 => Kind::Insert,
             _ => Kind::Delete,
         };
-        let kind = if self.ids.len() < 10 { Kind::Insert } else { kind };
+        let kind = if self.ids.len() < 10 {
+            Kind::Insert
+        } else {
+            kind
+        };
         let (sql, row) = match kind {
             Kind::Insert => {
                 self.inserted += 1;
                 let name = format!("newcomer{}", self.inserted);
-                let sql = format!("insert into users (username, email) values ('{name}', …)");
+                let sql = format!("insert into users (username, …) values ('{name}', …)");
                 let statement = "insert into public.users (username, email) \
                                  values ($1::text, $1 || '@example.com') returning id::text";
                 (sql, self.client.query_one(statement, &[&name]).await)
@@ -172,12 +188,20 @@ impl World {
                 let id = self.pick();
                 let plan = ["free", "pro", "team"][self.rng.usize(..3)];
                 let level = self.rng.i32(1..1_000);
-                let sql = format!("update users set plan = '{plan}', flags = '{{\"level\": {level}}}'");
+                let sql = format!(
+                    "update users set plan = '{plan}' where id = '{}…'",
+                    &id[..8]
+                );
                 let statement = "update public.users set plan = $2, \
                                  flags = jsonb_build_object('level', $3::int), \
                                  preview_features_enabled = not preview_features_enabled, \
                                  updated_at = now() where id = $1::text::uuid returning id::text";
-                (sql, self.client.query_one(statement, &[&id, &plan, &level]).await)
+                (
+                    sql,
+                    self.client
+                        .query_one(statement, &[&id, &plan, &level])
+                        .await,
+                )
             }
             Kind::Delete => {
                 let id = self.pick();
@@ -185,16 +209,26 @@ impl World {
                     "delete from public.users where id = $1::text::uuid returning id::text";
                 let deleted = self.client.query_one(statement, &[&id]).await;
                 self.ids.retain(|other| *other != id);
-                ("delete from users".to_owned(), deleted)
+                (
+                    format!("delete from users where id = '{}…'", &id[..8]),
+                    deleted,
+                )
             }
         };
         let committed = Instant::now();
-        let id: String = row.map_err(|error| failed("a change failed", &error))?.get(0);
+        let id: String = row
+            .map_err(|error| failed("a change failed", &error))?
+            .get(0);
         if kind == Kind::Insert {
             self.ids.push(id.clone());
         }
         self.touched.insert(id.clone(), committed);
-        Ok(Change { kind, sql, kv_key: format!("user:{id}"), committed })
+        Ok(Change {
+            kind,
+            sql,
+            kv_key: format!("user:{id}"),
+            committed,
+        })
     }
 
     /// Waits until KV has taken the change; returns how long after the commit that was.
@@ -219,14 +253,19 @@ impl World {
         let deadline = Instant::now() + patience;
         loop {
             let row = self.client.query_one(left, &[]).await;
-            let left: i64 = row.map_err(|error| failed("the ledger cannot be read", &error))?.get(0);
+            let left: i64 = row
+                .map_err(|error| failed("the ledger cannot be read", &error))?
+                .get(0);
             if left == 0 {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(failed("KV did not catch up in time", &format!("{left} entries left")));
+                return Err(failed(
+                    "KV did not catch up in time",
+                    &format!("{left} entries left"),
+                ));
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
 
@@ -251,7 +290,12 @@ impl World {
             .store()
             .snapshot(NAMESPACE)
             .into_iter()
-            .map(|(key, pair)| (key, serde_json::from_slice(&pair.value).unwrap_or(Value::Null)))
+            .map(|(key, pair)| {
+                (
+                    key,
+                    serde_json::from_slice(&pair.value).unwrap_or(Value::Null),
+                )
+            })
             .collect();
         Ok(expected == found)
     }
@@ -281,7 +325,10 @@ impl World {
                 Ok(applied)
             }
             Ok(None) => Err(failed("the emulator is gone", &"it ended by itself")),
-            Err(_) => Err(failed("a change did not arrive in KV", &"waited long enough")),
+            Err(_) => Err(failed(
+                "a change did not arrive in KV",
+                &"waited long enough",
+            )),
         }
     }
 
@@ -289,7 +336,11 @@ impl World {
     fn pick(&mut self) -> String {
         loop {
             let id = &self.ids[self.rng.usize(..self.ids.len())];
-            if self.touched.get(id).is_none_or(|at| at.elapsed() > ROW_REST) {
+            if self
+                .touched
+                .get(id)
+                .is_none_or(|at| at.elapsed() > ROW_REST)
+            {
                 return id.clone();
             }
         }
@@ -305,7 +356,9 @@ impl<'a> tokio_postgres::types::FromSql<'a> for Json {
         raw: &'a [u8],
     ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         // One byte says the version of the format.
-        let text = raw.strip_prefix(&[1]).ok_or("not the jsonb format that is known")?;
+        let text = raw
+            .strip_prefix(&[1])
+            .ok_or("not the jsonb format that is known")?;
         Ok(Self(serde_json::from_slice(text)?))
     }
 
@@ -331,7 +384,12 @@ async fn install(client: &Client, rows: u64) -> Result<(), Failure> {
          delete from pg2kv.outbox; analyze public.users;"
     );
     let role = "create role edge login; grant pg2kv_daemon to edge;";
-    for sql in [sql_kit::install(&Schema::default()), EXAMPLE.to_owned(), seed, role.to_owned()] {
+    for sql in [
+        sql_kit::install(&Schema::default()),
+        EXAMPLE.to_owned(),
+        seed,
+        role.to_owned(),
+    ] {
         client
             .batch_execute(&sql)
             .await

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -35,10 +35,15 @@ struct Item<'a> {
     expiration: Option<i64>,
     #[serde(default)]
     expiration_ttl: Option<i64>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     metadata: Option<&'a RawValue>,
     #[serde(default)]
     base64: Option<bool>,
+}
+
+/// Metadata that is there. `null` is metadata too, and shown as such.
+fn present<'de, D: Deserializer<'de>>(json: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(json).map(Some)
 }
 
 /// A key in a list of keys.
@@ -122,6 +127,11 @@ pub(super) fn get(desk: &Desk, call: &Call) -> Result<Reply, ApiError> {
     check_namespace(desk, call, what)?;
     let request: GetRequest<'_> = parse(&call.body, what)?;
     check_count(request.keys.len(), desk.limits.bulk_get_keys, what, "keys")?;
+    if request.keys.is_empty() {
+        return Err(ApiError::invalid_request(
+            "You must request a minimum of 1 key",
+        ));
+    }
 
     let mut data = desk.data();
     let namespace = data
@@ -212,10 +222,10 @@ fn check_item(desk: &Desk, item: &Item<'_>) -> Result<(Arc<str>, Pair), ApiError
             limit,
         ));
     }
-    let metadata = match item.metadata {
-        Some(json) => check_metadata(desk, json)?,
-        None => None,
-    };
+    let metadata = item
+        .metadata
+        .map(|json| check_metadata(desk, json))
+        .transpose()?;
     let expiration = check_expiration(desk, item.expiration, item.expiration_ttl)?;
     Ok((
         Arc::from(&*item.key),

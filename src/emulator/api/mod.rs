@@ -83,7 +83,10 @@ fn query(call: &Call) -> Result<HashMap<String, String>, ApiError> {
 /// Checks a key. Too long a key has a `status` of its own where it stands in the path.
 fn check_key(desk: &Desk, key: &str, too_long: StatusCode) -> Result<(), ApiError> {
     let limit = desk.limits.key_bytes;
-    if matches!(key, "" | "." | "..") {
+    if key.is_empty() {
+        return Err(ApiError::empty_key());
+    }
+    if matches!(key, "." | "..") {
         return Err(ApiError::illegal_key(key));
     }
     if key.len() > limit {
@@ -92,15 +95,12 @@ fn check_key(desk: &Desk, key: &str, too_long: StatusCode) -> Result<(), ApiErro
     Ok(())
 }
 
-/// Metadata as it is kept: compact JSON, or nothing for `null`.
-fn check_metadata(desk: &Desk, json: &RawValue) -> Result<Option<Arc<str>>, ApiError> {
+/// Metadata as it is kept: as it was sent, or compact where only that is within the limit.
+fn check_metadata(desk: &Desk, json: &RawValue) -> Result<Arc<str>, ApiError> {
     let limit = desk.limits.metadata_bytes;
     let json = json.get();
-    if json == "null" {
-        return Ok(None);
-    }
     if json.len() <= limit {
-        return Ok(Some(json.into()));
+        return Ok(json.into());
     }
     // Blanks between members do not count: the service measures what it stores.
     let compact = serde_json::from_str::<serde_json::Value>(json)
@@ -109,7 +109,7 @@ fn check_metadata(desk: &Desk, json: &RawValue) -> Result<Option<Arc<str>>, ApiE
     if compact.len() > limit {
         return Err(ApiError::metadata_too_large(compact.len(), limit));
     }
-    Ok(Some(compact.into()))
+    Ok(compact.into())
 }
 
 /// When a pair expires, in Unix seconds. A time to live wins over a moment.

@@ -144,7 +144,7 @@ async fn upload(desk: &Desk, call: &Call) -> Result<Upload, ApiError> {
             Some("metadata") => {
                 let json: &RawValue =
                     serde_json::from_slice(&bytes).map_err(|_| ApiError::malformed_metadata())?;
-                metadata = check_metadata(desk, json)?;
+                metadata = Some(check_metadata(desk, json)?);
             }
             _ => {}
         }

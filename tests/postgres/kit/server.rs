@@ -1,12 +1,10 @@
 //! The throw-away server itself.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use pg2kv::throwaway::{Postgres, Stop};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio_postgres::NoTls;
 
 use super::{run, text};
 use crate::support::postgres::{self, Server};
@@ -34,11 +32,12 @@ async fn keeps_its_port_and_its_data_over_a_crash() {
 #[tokio::test]
 async fn dropping_it_ends_the_server_and_removes_its_data() {
     let server = Postgres::start(Server::Installed.options()).unwrap();
-    let gone = exit_of(server.pid().unwrap());
-    let dir = server.data_dir();
+    let (url, dir) = (server.admin_url(), server.data_dir());
+    let (_client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     assert!(dir.exists());
     drop(server);
-    let _ended = gone.ready(Interest::READABLE).await.unwrap();
+    assert!(connection.await.is_err(), "the session was ended");
+    assert!(tokio_postgres::connect(&url, NoTls).await.is_err());
     assert!(!dir.exists());
 }
 
@@ -77,7 +76,7 @@ async fn a_server_that_cannot_start_says_why() {
 async fn ends_with_a_process_that_is_killed() {
     if std::env::var_os(CHILD).is_some() {
         let server = Postgres::start(Server::Installed.options()).unwrap();
-        println!("\nserver {}", server.pid().unwrap());
+        writeln!(std::io::stdout(), "\nserver {}", server.admin_url()).unwrap();
         // Until it is killed.
         let _ = std::io::stdin().read(&mut [0]);
         return;
@@ -93,23 +92,14 @@ async fn ends_with_a_process_that_is_killed() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let pid = BufReader::new(child.stdout.take().unwrap())
+    let url: String = BufReader::new(child.stdout.take().unwrap())
         .lines()
-        .find_map(|line| line.unwrap().strip_prefix("server ")?.parse().ok())
+        .find_map(|line| Some(line.unwrap().strip_prefix("server ")?.to_owned()))
         .unwrap();
-    let gone = exit_of(pid);
+    let (_client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    // The runner's time limit is the deadline here.
-    let _ended = gone.ready(Interest::READABLE).await.unwrap();
-}
-
-/// Something that gets readable when the process ends.
-fn exit_of(pid: u32) -> AsyncFd<std::os::fd::OwnedFd> {
-    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    AsyncFd::with_interest(
-        pidfd_open(pid, PidfdFlags::empty()).unwrap(),
-        Interest::READABLE,
-    )
-    .unwrap()
+    // The time limit of the test runner is the deadline.
+    assert!(connection.await.is_err(), "the session was ended");
+    assert!(tokio_postgres::connect(&url, NoTls).await.is_err());
 }
