@@ -347,7 +347,7 @@ fn all_mistakes_come_at_once() {
         heads,
         [
             "error: postgres.url is not set",
-            "error: kv.account_id has 1 characters, and an id has 32",
+            "error: kv.account_id holds 'x', and an id has only 0-9 and a-f",
             "error: kv.api_token is not set",
             "error: queue.quiet is a number, and must be a duration such as \"5s\" or \"100ms\"",
             "error: queue.keys_max = -1 is out of range",
@@ -386,7 +386,7 @@ fn files_that_cannot_be_used_are_named() {
         (
             "broken.yaml",
             Some("kv:\n  api_token: \"canary-token"),
-            "error: the configuration file cannot be parsed: while scanning a quoted scalar, found unexpected end of stream at byte 27 line 3 column 1
+            "error: the configuration file cannot be parsed: while scanning a quoted scalar, found unexpected end of stream at byte 17 line 2 column 14
   where: FILE
   help: correct the syntax; put ids in quotes",
         ),
