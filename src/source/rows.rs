@@ -157,6 +157,23 @@ impl Plan {
             row_bytes,
         })
     }
+
+    /// Runs the read for no keys: privileges and row-level security show only when a statement runs.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub(crate) async fn try_out(&self, link: &Link, sync: &SyncSource) -> Result<(), Error> {
+        let doing = format!("reading {} for sync {}", sync.table, sync.name);
+        let no_keys: &[&str] = &[];
+        link.call(
+            &doing,
+            1,
+            Place::Relation,
+            link.client().query(&self.rows, &[&no_keys]),
+        )
+        .await
+        .map(drop)
+    }
 }
 
 /// No row was read yet, so a constant of the expression is at fault, not a row.

@@ -126,8 +126,16 @@ async fn a_takeover_waits_for_a_claim_that_is_being_made_and_fences_the_next() {
     let bench = Bench::new().await;
     let leader = bench.lead(&[items("id")]).await;
     // Holds the claim's transaction open at the point where it writes the claim.
+    bench
+        .sql(
+            "create function public.hold() returns trigger language plpgsql as \
+             'begin perform pg_advisory_xact_lock(77); return new; end'; \
+             create trigger hold before insert on pg2kv.claim \
+             for each row execute function public.hold()",
+        )
+        .await;
     let lock = bench.db.connect().await;
-    lock.batch_execute("begin; lock table pg2kv.claim in exclusive mode")
+    lock.batch_execute("begin; select pg_advisory_xact_lock(77)")
         .await
         .unwrap();
     let request = claim_all(SyncId(0), vec![key("[1]")]);
@@ -301,7 +309,7 @@ async fn columns_become_exact_json_in_order_and_the_filter_decides() {
     bench
         .sql("alter table items add n numeric, add f float8, add at timestamptz, add j jsonb, add b bytea;\
               insert into items values (1, 'a\"b', null, 12345678901234567890.10, 'NaN', \
-                '2026-01-02 03:04:05.6+02', '{\"b\":1, \"a\":2}', '\\x00ff'), (2, null, 1), (3, 'x', 0)")
+                '2026-01-02 03:04:05.6+02', '{\"b\":1, \"a\":2}', '\\x00ff'), (2, null, 1, 0, 0, now(), null, null), (3, 'x', 0, 0, 0, now(), null, null)")
         .await;
     let columns = ["plan", "n", "f", "at", "j", "b", "extra"];
     let mut sync = SyncSource {

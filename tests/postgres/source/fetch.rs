@@ -200,11 +200,10 @@ async fn without_the_doorbell_no_bell_is_set_and_nothing_listens() {
     // A transaction that changes a watched row can be prepared.
     let writer = bench.db.connect().await;
     writer
-        .batch_execute(
-            "begin; insert into items values (1); prepare transaction 'a'; commit prepared 'a'",
-        )
+        .batch_execute("begin; insert into items values (1); prepare transaction 'a'")
         .await
         .unwrap();
+    writer.batch_execute("commit prepared 'a'").await.unwrap();
     assert_eq!(texts(&leader.fetch(Awake).await.changes), ["[1]"]);
     let silent = futures_util::FutureExt::now_or_never(leader.doorbell.rung());
     assert!(

@@ -184,7 +184,12 @@ async fn each_mode_verifies_what_it_says() {
 #[tokio::test]
 async fn a_server_without_tls_is_not_spoken_to_when_tls_is_asked_for() {
     let db = crate::support::postgres::Database::create(Server::Installed).await;
-    let url = format!("{}?sslmode=require", db.url());
+    let (config, _) = parse_url(&db.url(), None, false).unwrap();
+    let url = format!(
+        "postgres://postgres@127.0.0.1:{}/{}?sslmode=require",
+        config.get_ports()[0],
+        config.get_dbname().unwrap()
+    );
     let error = try_connect(&with_url(&url)).await.unwrap_err();
     assert!(error.contains("does not offer TLS"), "{error}");
 }
