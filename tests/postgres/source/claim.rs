@@ -1,11 +1,12 @@
 //! Claim, read, settle, backfill.
 
-use pg2kv::change::{Key, Poison, PoisonReason, SyncId};
+use pg2kv::change::{Epoch, Key, Poison, PoisonReason, SyncId};
+use pg2kv::source::lease::Candidate;
 use pg2kv::source::session::FetchMode::Awake;
 use pg2kv::source::session::{
     BackfillStep, ClaimRequest, DeadLetter, Phase, Session, SettleRequest,
 };
-use pg2kv::source::{Kind, SyncSource, ValueSql};
+use pg2kv::source::{Kind, Settings, SyncSource, ValueSql, check};
 
 use super::{Bench, claim_all, items, key, texts};
 
@@ -447,4 +448,27 @@ async fn a_backfill_is_begun_moved_with_claims_and_ended() {
             .await,
         1
     );
+}
+
+/// The daemon runs these on tasks of their own.
+#[test]
+fn calls_can_be_spawned() {
+    fn spawnable(_: impl Send) {}
+    let _ = |session: &'static Session,
+             claim: &'static ClaimRequest,
+             settle: &'static SettleRequest| {
+        spawnable(session.prepare(claim));
+        spawnable(session.settle(settle));
+        spawnable(session.compact(&[]));
+        spawnable(session.walk(SyncId(0), None, 1));
+        spawnable(session.start_backfill(SyncId(0), "", &[]));
+        spawnable(session.advance_backfill(SyncId(0), &BackfillStep::Done));
+        spawnable(session.gauges());
+        spawnable(session.closed());
+    };
+    let _ = |settings: &'static Settings, syncs: &'static [SyncSource]| {
+        spawnable(Candidate::connect(settings));
+        spawnable(Session::open(settings, syncs, Epoch(0)));
+        spawnable(check(settings, syncs));
+    };
 }
