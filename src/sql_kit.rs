@@ -81,12 +81,14 @@ pub struct WatchSpec {
 }
 
 /// Everything that a database needs once: schema, roles, tables, functions. One transaction, to be
-/// sent as one simple query; harmless to repeat.
+/// sent as one simple query; harmless to repeat. After an error the connection is in a failed
+/// transaction: roll back, or drop it.
 pub fn install(schema: &Schema) -> String {
     schema.rename(INSTALL)
 }
 
-/// Removes what [`install`] and [`watch`] made. One transaction, to be sent as one simple query.
+/// Removes what [`install`] and [`watch`] made. One transaction, to be sent as one simple query;
+/// as for [`install`] after an error.
 pub fn uninstall(schema: &Schema) -> String {
     schema.rename(UNINSTALL)
 }

@@ -10,9 +10,12 @@
 -- Locks          This file locks nothing of yours. watch() takes SHARE ROW EXCLUSIVE (writers wait,
 --                readers do not) and unwatch() ACCESS EXCLUSIVE, both for milliseconds, and both give
 --                up after 2 s instead of making others queue behind them.
+-- Your DDL       Columns that are not watched can change as they like. A watched one cannot be dropped or
+--                change its type meanwhile. To rename a key column, unwatch, rename and watch again
+--                in one transaction: under the old name, writes to the table would fail.
 -- Who runs it    A superuser, or a role with CREATEROLE that may CREATE in this database. Running it
 --                again changes nothing. Everything happens in one transaction.
--- Afterwards     create role pg2kv_login login password '…' in role pg2kv_daemon;
+-- Afterwards     create role pg2kv_login login password '...' in role pg2kv_daemon;
 -- To remove it   uninstall.sql
 
 begin;
@@ -31,19 +34,10 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('pg2kv install', 0));
 
   if to_regclass('pg2kv.meta') is not null then
-    -- Dynamic, because the table is not there the first time.
-    execute $check$
-      do $inner$
-      declare
-        found_version int := (select schema_version from pg2kv.meta);
-      begin
-        if found_version > 1 then
-          raise exception 'the schema pg2kv is of version %, newer than this file (version 1)', found_version
-            using hint = 'Use the install.sql of the newer release. Nothing was changed.';
-        end if;
-      end
-      $inner$
-    $check$;
+    if (select schema_version from pg2kv.meta) > 1 then
+      raise exception 'the schema pg2kv is newer than this file, which makes version 1'
+        using hint = 'Use the install.sql of the newer release. Nothing was changed.';
+    end if;
   end if;
 end
 $$;
@@ -57,6 +51,9 @@ begin
     if not exists (select from pg_roles where rolname = wanted) then
       begin
         execute format('create role %I nologin', wanted);
+        execute format('comment on role %I is %L', wanted, case wanted
+          when 'pg2kv_owner' then 'pg2kv: owns the schema and the trigger functions; nobody logs in as it'
+          else 'pg2kv: what the daemon may do; grant it to the role that the daemon logs in as' end);
       exception when duplicate_object or unique_violation then
         null; -- another database of this cluster was quicker
       end;
@@ -68,9 +65,6 @@ begin
   end if;
 end
 $$;
-
-comment on role pg2kv_owner is 'pg2kv: owns the schema and the trigger functions; nobody logs in as it';
-comment on role pg2kv_daemon is 'pg2kv: what the daemon may do; grant it to the role that the daemon logs in as';
 
 create schema if not exists pg2kv authorization pg2kv_owner;
 comment on schema pg2kv is 'pg2kv keeps Cloudflare Workers KV equal to rows of this database';
@@ -436,7 +430,7 @@ as $$
 begin
   if not exists (select from pg2kv.sync s where s.name = resync.sync) then
     raise exception 'no sync is named %', coalesce(quote_literal(sync), 'null')
-      using hint = 'select sync from pg2kv.status() lists them; select pg2kv.watch(…) makes one.';
+      using hint = 'select sync from pg2kv.status() lists them; select pg2kv.watch(...) makes one.';
   end if;
   insert into pg2kv.outbox (sync, key) values (resync.sync, null);
   if (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp()) then
@@ -454,6 +448,7 @@ as $$
 declare
   before pg2kv.sync;
   one_table regclass;
+  settings text;
   changed text;
 begin
   if not pg_has_role('pg2kv_owner', 'usage') then
@@ -485,10 +480,15 @@ begin
   -- This runs in every writer's transaction, so it is static and short and has nothing in it that
   -- could fail. It runs as pg2kv_owner: writers need no privileges here. Its search_path keeps out
   -- whatever objects a writer may have made.
+  select case when bool_or(pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype))
+      then 'set extra_float_digits = 1' -- or the writer's setting would show in the key
+    end
+    into settings
+    from pg_attribute where attrelid = relation and attname = any (key);
   execute format('create or replace function pg2kv.capture_%s() returns trigger
   language plpgsql security definer
-  set search_path = pg_catalog, pg_temp
-  as %L', sync, format($capture$
+  set search_path = pg_catalog, pg_temp %s
+  as %L', sync, settings, format($capture$
 declare
   was jsonb;
   is_now jsonb;
@@ -643,7 +643,5 @@ grant select, insert, update, delete
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
 grant execute on function pg2kv.status(), pg2kv.resync(text) to pg2kv_daemon;
-
-reset role;
 
 commit;

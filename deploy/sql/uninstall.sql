@@ -15,8 +15,8 @@ declare
   role_name text;
 begin
   if to_regclass('pg2kv.sync') is not null then
-    for watched in execute 'select name from pg2kv.sync order by name' loop
-      execute format('select pg2kv.unwatch(%L)', watched.name);
+    for watched in select name from pg2kv.sync order by name loop
+      perform pg2kv.unwatch(watched.name);
     end loop;
   end if;
 

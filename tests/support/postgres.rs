@@ -4,6 +4,9 @@
 //! The servers end with the process. What takes long to make (the newer server's programs, empty
 //! data directories) is made once and kept below the target directory.
 
+// Clippy takes this for code outside tests.
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -33,7 +36,7 @@ impl Server {
     /// Where its programs are; installs them when they are missing.
     pub(crate) fn bin_dir(self) -> PathBuf {
         match self {
-            Self::Installed => throwaway::find_bin_dir().expect("a PostgreSQL server"),
+            Self::Installed => throwaway::programs::find_bin_dir().expect("a PostgreSQL server"),
             Self::Newer => newer_bin_dir(),
         }
     }
@@ -88,6 +91,11 @@ impl Database {
             .await
             .unwrap();
         Self { server, name }
+    }
+
+    /// A name for a role of this test; roles belong to the whole server.
+    pub(crate) fn role(&self, name: &str) -> String {
+        format!("{}_{name}", self.name)
     }
 
     /// Connection string for the superuser.

@@ -6,19 +6,22 @@
 //! The calls block: from asynchronous code use them where a second of blocking does no harm, or on
 //! a blocking thread.
 
-use std::ffi::OsString;
+pub mod data_dir;
+pub mod programs;
+
 use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use programs::{User, as_user};
 
 /// How long a server may take to accept connections, and to stop when asked.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,7 +62,7 @@ pub struct Options {
     /// Files to put into the data directory, readable by the server only, for example `server.key`
     /// or another `pg_hba.conf`.
     pub files: Vec<(String, Vec<u8>)>,
-    /// A data directory made by [`init_data_dir`] to copy, which is faster than making a new one.
+    /// A data directory made by [`data_dir::init`] to copy, which is faster than making a new one.
     pub template: Option<PathBuf>,
 }
 
@@ -145,7 +148,7 @@ impl Postgres {
     pub fn start(options: Options) -> Result<Self> {
         let bin_dir = match &options.bin_dir {
             Some(dir) => dir.clone(),
-            None => find_bin_dir()?,
+            None => programs::find_bin_dir()?,
         };
         let user = User::to_run_server_as()?;
         let dir = tempfile::Builder::new()
@@ -155,6 +158,12 @@ impl Postgres {
         if let Some(user) = &user {
             user.own(dir.path())?;
         }
+        let data_dir = dir.path().join("data");
+        match &options.template {
+            Some(template) => data_dir::copy(user.as_ref(), template, &data_dir)?,
+            None => data_dir::init_as(user.as_ref(), &bin_dir, &data_dir)?,
+        }
+        data_dir::configure(user.as_ref(), &data_dir, dir.path(), &options)?;
         let mut this = Self {
             bin_dir,
             dir,
@@ -162,11 +171,6 @@ impl Postgres {
             port: 0,
             running: None,
         };
-        match &options.template {
-            Some(template) => this.copy_data_dir(template)?,
-            None => init_data_dir_as(this.user.as_ref(), &this.bin_dir, &this.data_dir())?,
-        }
-        this.write_settings(&options)?;
         this.start_on_a_free_port()?;
         Ok(this)
     }
@@ -264,58 +268,6 @@ impl Postgres {
 
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
-    }
-
-    fn write_settings(&self, options: &Options) -> Result<()> {
-        let fsync = if options.fsync { "on" } else { "off" };
-        let dir = self.dir.path().display().to_string();
-        let mut conf = String::new();
-        for (name, value) in [
-            ("listen_addresses", "127.0.0.1"),
-            ("unix_socket_directories", dir.as_str()),
-            ("fsync", fsync),
-            ("full_page_writes", fsync),
-            ("shared_buffers", "32MB"),
-            ("min_wal_size", "32MB"),
-            ("max_wal_size", "256MB"),
-            ("lc_messages", "C"),
-            ("timezone", "UTC"),
-        ]
-        .into_iter()
-        .chain(
-            options
-                .settings
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str())),
-        ) {
-            conf.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
-        }
-        let path = self.data_dir().join("postgresql.auto.conf");
-        let files = options
-            .files
-            .iter()
-            .map(|(name, content)| (name.as_str(), content.as_slice()));
-        for (name, content) in [("postgresql.auto.conf", conf.as_bytes())]
-            .into_iter()
-            .chain(files)
-        {
-            let path = path.with_file_name(name);
-            let write = || {
-                fs::write(&path, content)?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-            };
-            write().map_err(|source| Error::io(format!("writing {}", path.display()), source))?;
-            if let Some(user) = &self.user {
-                user.own(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn copy_data_dir(&self, template: &Path) -> Result<()> {
-        let own = |path: &Path| self.user.as_ref().map_or(Ok(()), |user| user.own_io(path));
-        copy_tree(template, &self.data_dir(), &own)
-            .map_err(|source| Error::io(format!("copying {}", template.display()), source))
     }
 
     fn start_on_a_free_port(&mut self) -> Result<()> {
@@ -446,156 +398,6 @@ impl Running {
         // It may be gone; then nobody is left to be told.
         let _ = self.lifeline.write_all(b"gone\n");
     }
-}
-
-/// Makes an empty cluster in `data_dir`, which must not exist yet, for [`Options::template`].
-///
-/// # Errors
-/// When `initdb` cannot be run or fails.
-pub fn init_data_dir(bin_dir: &Path, data_dir: &Path) -> Result<()> {
-    let user = User::to_run_server_as()?;
-    init_data_dir_as(user.as_ref(), bin_dir, data_dir)
-}
-
-fn init_data_dir_as(user: Option<&User>, bin_dir: &Path, data_dir: &Path) -> Result<()> {
-    if let Some(user) = user {
-        // initdb takes an empty directory, and may not be allowed to make one itself.
-        fs::create_dir(data_dir)
-            .map_err(|source| Error::io(format!("making {}", data_dir.display()), source))?;
-        user.own(data_dir)?;
-    }
-    let output = as_user(user, bin_dir.join("initdb"))
-        .arg("--pgdata")
-        .arg(data_dir)
-        .args([
-            "--username",
-            SUPERUSER,
-            "--auth",
-            "trust",
-            "--encoding",
-            "UTF8",
-        ])
-        .args(["--locale", "C", "--wal-segsize", "4", "--no-sync"])
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| {
-            Error::io(
-                format!("running {}", bin_dir.join("initdb").display()),
-                source,
-            )
-        })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = [output.stdout, output.stderr].concat();
-    Err(Error::Failed {
-        program: "initdb",
-        output: tail(&said),
-    })
-}
-
-/// The directory of `initdb` and `postgres` on this machine: Debian's places first, newest version
-/// first, since what stands on the search path may be a wrapper; then `pg_config`, then the path.
-///
-/// # Errors
-/// [`Error::NotFound`].
-pub fn find_bin_dir() -> Result<PathBuf> {
-    let mut places: Vec<PathBuf> = Vec::new();
-    let mut debian: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let version = entry.file_name().to_str()?.parse().ok()?;
-            Some((version, entry.path().join("bin")))
-        })
-        .collect();
-    debian.sort();
-    places.extend(debian.into_iter().rev().map(|(_, path)| path));
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
-        places.push(PathBuf::from(
-            String::from_utf8_lossy(&output.stdout).trim(),
-        ));
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    places.extend(std::env::split_paths(&path));
-    let complete = |dir: &&PathBuf| dir.join("initdb").is_file() && dir.join("postgres").is_file();
-    places
-        .iter()
-        .find(complete)
-        .cloned()
-        .ok_or_else(|| Error::NotFound {
-            looked: "/usr/lib/postgresql/*/bin, `pg_config --bindir` and PATH".to_owned(),
-        })
-}
-
-/// A user other than root.
-#[derive(Clone, Copy, Debug)]
-struct User {
-    uid: u32,
-    gid: u32,
-}
-
-impl User {
-    /// `None` when this process is not root, and so may run the server itself.
-    fn to_run_server_as() -> Result<Option<Self>> {
-        if !geteuid().is_root() {
-            return Ok(None);
-        }
-        let passwd = fs::read_to_string("/etc/passwd")
-            .map_err(|source| Error::io("reading /etc/passwd", source))?;
-        let find = |name| passwd.lines().find_map(|line| Self::parse(line, name));
-        find(SUPERUSER)
-            .or_else(|| find("nobody"))
-            .map(Some)
-            .ok_or(Error::NoUser)
-    }
-
-    fn parse(line: &str, wanted: &str) -> Option<Self> {
-        let mut fields = line.split(':');
-        if fields.next()? != wanted {
-            return None;
-        }
-        Some(Self {
-            uid: fields.nth(1)?.parse().ok()?,
-            gid: fields.next()?.parse().ok()?,
-        })
-    }
-
-    fn own_io(self, path: &Path) -> io::Result<()> {
-        chown(path, Some(self.uid), Some(self.gid))
-    }
-
-    fn own(self, path: &Path) -> Result<()> {
-        self.own_io(path)
-            .map_err(|source| Error::io(format!("giving {} away", path.display()), source))
-    }
-}
-
-fn as_user(user: Option<&User>, program: impl Into<OsString>) -> Command {
-    let mut command = Command::new(program.into());
-    if let Some(user) = user {
-        // As root this drops the supplementary groups as well.
-        command.uid(user.uid).gid(user.gid);
-    }
-    command
-}
-
-fn copy_tree(from: &Path, to: &Path, own: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target, own)?;
-        } else {
-            fs::copy(entry.path(), &target)?;
-            own(&target)?;
-        }
-    }
-    fs::set_permissions(to, fs::Permissions::from_mode(0o700))?;
-    own(to)
 }
 
 fn free_port() -> io::Result<u16> {

@@ -1,0 +1,30 @@
+# The ways into this repository. `make` alone lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt
+
+CARGO_TARGET_DIR ?= target
+# Tools that scripts/setup had to build live here, not in your home directory.
+export PATH := $(abspath $(CARGO_TARGET_DIR))/tools/bin:$(PATH)
+
+help: ## List what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: ## See changes of a table arrive in KV (a throw-away Postgres and KV, Ctrl-C ends it)
+	@scripts/setup demo
+	@cargo build --release --locked --quiet
+	@"$(CARGO_TARGET_DIR)/release/pg2kv" demo $(DEMO_ARGS)
+
+test: ## Run every test, against real servers
+	@scripts/setup test
+	@cargo nextest run --locked
+
+lint: ## Check format, lints, licences and sources of dependencies, and known vulnerabilities
+	@cargo fmt --check
+	@scripts/setup lint
+	@cargo clippy --all-targets --locked --quiet -- -D warnings
+	@scripts/check-dependencies
+
+fmt: ## Format the sources
+	@cargo fmt

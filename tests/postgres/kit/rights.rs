@@ -1,0 +1,199 @@
+//! Who may do what.
+
+use super::{on_both_servers, refusal, run, take_keys, text, with_kit};
+use crate::support::postgres::Server;
+
+on_both_servers!(
+    the_daemon_may_do_its_work_and_nothing_else,
+    writers_need_no_rights_and_get_none,
+    objects_of_a_writer_do_not_divert_a_change,
+    only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it,
+);
+
+/// Runs `sql` as `role` and tells whether it was allowed; nothing of it is kept.
+async fn allowed(admin: &tokio_postgres::Client, role: &str, sql: &str) -> bool {
+    run(admin, &format!("begin; set local role {role}")).await;
+    let result = admin.batch_execute(sql).await;
+    run(admin, "rollback").await;
+    match result {
+        Ok(()) => true,
+        Err(error) => {
+            assert_eq!(
+                error.code().map(|code| code.code()),
+                Some("42501"),
+                "{sql}: {error:?}"
+            );
+            false
+        }
+    }
+}
+
+async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
+    let (_db, admin) = with_kit(server).await;
+    run(
+        &admin,
+        "create schema app;
+         create table app.t (id int primary key, a text, secret text);
+         create table app.u (id int primary key);
+         select pg2kv.watch('app.t', 't', '{id}', '{a}')",
+    )
+    .await;
+    let table_rights = "
+        select string_agg(format('%s: %s', relname, rights), '; ' order by relname) from (
+            select relname, string_agg(privilege, ' ' order by privilege) as rights
+            from pg_class,
+                 unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) privilege
+            where relnamespace = 'pg2kv'::regnamespace and relkind = 'r'
+              and has_table_privilege('pg2kv_daemon', oid, privilege)
+            group by relname) as granted";
+    assert_eq!(
+        text(&admin, table_rights).await,
+        "backfill: delete insert select update; claim: delete insert select update; \
+         dead_letter: delete insert select update; lease: delete insert select update; \
+         meta: select; outbox: delete insert select; sync: select"
+    );
+    for sql in [
+        "select id, a from app.t where id = 1",
+        "select key from pg2kv.outbox; delete from pg2kv.outbox where id = 1",
+        "insert into pg2kv.outbox (sync, key) values ('t', '[1]')",
+        "update pg2kv.meta set identity = '{}'",
+        "select setval('pg2kv.bell', 5), (select last_value from pg2kv.bell)",
+        "select last_value from pg2kv.outbox_id_seq",
+        "select from pg2kv.lease where epoch = 0 for share",
+        "update pg2kv.lease set epoch = epoch + 1",
+        "with c as (insert into pg2kv.claim (epoch, sync, keys) values (1, 't', '{}') returning id)
+         delete from pg2kv.claim where id = (select id from c)",
+        "select * from pg2kv.status(); select pg2kv.resync('t'); listen pg2kv",
+    ] {
+        assert!(allowed(&admin, "pg2kv_daemon", sql).await, "{sql}");
+    }
+    for sql in [
+        "select secret from app.t",
+        "select * from app.t",
+        "update app.t set a = 'x'",
+        "delete from app.t",
+        "select id from app.u",
+        "update pg2kv.meta set schema_version = 2",
+        "update pg2kv.outbox set key = null",
+        "truncate pg2kv.outbox",
+        "update pg2kv.sync set columns = null",
+        "select nextval('pg2kv.outbox_id_seq')",
+        "select pg2kv.watch('app.t', 't', '{id}')",
+        "select pg2kv.unwatch('t')",
+        "create table pg2kv.mine ()",
+        "drop table pg2kv.claim",
+        "alter function pg2kv.capture_t() reset all",
+    ] {
+        assert!(!allowed(&admin, "pg2kv_daemon", sql).await, "{sql}");
+    }
+    let login = "select rolcanlogin::text from pg_roles where rolname = 'pg2kv_owner'";
+    assert_eq!(text(&admin, login).await, "false");
+    run(&admin, "select pg2kv.unwatch('t')").await;
+    assert!(!allowed(&admin, "pg2kv_daemon", "select id from app.t").await);
+    let usage = "select has_schema_privilege('pg2kv_daemon', 'app', 'usage')::text";
+    assert_eq!(text(&admin, usage).await, "false");
+}
+
+async fn writers_need_no_rights_and_get_none(server: Server) {
+    let (db, admin) = with_kit(server).await;
+    let writer = db.role("writer");
+    run(
+        &admin,
+        &format!(
+            "create table t (id int primary key, a text);
+             create role {writer} login;
+             grant select, insert, update, delete, truncate on t to {writer};
+             select pg2kv.watch('t', 't', '{{id}}')"
+        ),
+    )
+    .await;
+    take_keys(&admin).await;
+    let client = db.connect_as(&writer).await;
+    run(&client, "insert into t values (1)").await;
+    run(&client, "update t set a = 'b'").await;
+    run(&client, "delete from t").await;
+    run(&client, "truncate t").await;
+    assert_eq!(take_keys(&admin).await, ["[1]", "[1]", "[1]", "everything"]);
+    for sql in [
+        "select * from pg2kv.outbox",
+        "insert into pg2kv.outbox (sync) values ('t')",
+        "select * from pg2kv.status()",
+        "select pg2kv.resync('t')",
+        "select last_value from pg2kv.bell",
+    ] {
+        assert_eq!(refusal(&client, sql).await.code().code(), "42501", "{sql}");
+    }
+    // Even with the way into the schema open, the functions are nobody's but the owner's.
+    run(&admin, &format!("grant usage on schema pg2kv to {writer}")).await;
+    let open = format!(
+        "select string_agg(oid::regprocedure::text, ', ') from pg_proc
+         where pronamespace = 'pg2kv'::regnamespace and has_function_privilege('{writer}', oid, 'execute')"
+    );
+    assert_eq!(text(&admin, &open).await, "null");
+    let definers = "select string_agg(proname, ' ' order by proname) from pg_proc
+                    where pronamespace = 'pg2kv'::regnamespace and prosecdef";
+    assert_eq!(text(&admin, definers).await, "capture_t resync status");
+    let search_paths = "select string_agg(proname, ' ') from pg_proc
+        where pronamespace = 'pg2kv'::regnamespace
+          and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)";
+    assert_eq!(text(&admin, search_paths).await, "null");
+}
+
+async fn objects_of_a_writer_do_not_divert_a_change(server: Server) {
+    let (db, admin) = with_kit(server).await;
+    let writer = db.role("writer");
+    run(
+        &admin,
+        &format!(
+            "create table t (id int primary key, a text);
+             create role {writer} login;
+             grant insert, update on t to {writer};
+             grant create on schema public to {writer};
+             select pg2kv.watch('t', 't', '{{id}}', '{{a}}')"
+        ),
+    )
+    .await;
+    take_keys(&admin).await;
+    let client = db.connect_as(&writer).await;
+    run(
+        &client,
+        "create temp table outbox (sync text, key jsonb);
+         create temp table bell (last_value bigint);
+         create function public.jsonb_build_array(int) returns jsonb language sql as 'select null::jsonb';
+         create function public.pg_notify(text, text) returns void language sql as 'select 1/0';
+         set search_path = pg_temp, public, pg_catalog;
+         insert into public.t values (1);
+         update public.t set a = 'b'",
+    )
+    .await;
+    assert_eq!(take_keys(&admin).await, ["[1]", "[1]"]);
+    assert_eq!(
+        text(&client, "select count(*)::text from pg_temp.outbox").await,
+        "0"
+    );
+}
+
+async fn only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it(server: Server) {
+    let (db, admin) = with_kit(server).await;
+    let role = db.role("developer");
+    run(
+        &admin,
+        &format!("create table t (id int primary key); create role {role} login"),
+    )
+    .await;
+    let watch = "select pg2kv.watch('public.t', 't', '{id}')";
+    let client = db.connect_as(&role).await;
+    assert_eq!(refusal(&client, watch).await.code().code(), "42501");
+    run(&admin, &format!("grant pg2kv_owner to {role}")).await;
+    let error = refusal(&client, watch).await;
+    assert_eq!(
+        error.message(),
+        "only the owner of public.t (postgres) can put triggers on it"
+    );
+    run(&admin, &format!("alter table t owner to {role}")).await;
+    run(&client, watch).await;
+    assert_eq!(
+        text(&client, "select triggers from pg2kv.status()").await,
+        "ok"
+    );
+}
