@@ -134,9 +134,10 @@ create table if not exists pg2kv.dead_letter (
   kv_key text,
   reason text not null,
   detail text,
-  at timestamptz not null default clock_timestamp(),
-  primary key (sync, key)
+  at timestamptz not null default clock_timestamp()
 );
+-- By hash: a key may be longer than an index entry can be, which may be just why it is here.
+create unique index if not exists dead_letter_key on pg2kv.dead_letter (sync, md5(key::text));
 comment on table pg2kv.dead_letter is 'Keys that cannot be written as they are; a new change of the row tries again';
 
 create table if not exists pg2kv.backfill (
