@@ -143,6 +143,7 @@ impl Reader {
                 // Both are sent before either is waited for; the server keeps their order, and the
                 // read's snapshot is taken after the claim's commit.
                 Ok(tokio::join!(
+                    biased;
                     self.claim(epoch, sync, request),
                     self.read(&prepared, sync, &keys[..first], request.max_bytes),
                 ))
@@ -254,6 +255,7 @@ impl Reader {
         let doing = format!("reading {} for sync {}", sync.table, sync.name);
         let client = self.link.client();
         let (begun, read, committed) = tokio::join!(
+            biased;
             client.batch_execute("begin read only"),
             self.rows(prepared, keys, max_bytes, &doing),
             client.batch_execute("commit"),
@@ -358,7 +360,8 @@ impl Reader {
             .link
             .call(&doing, 3, Place::Relation, async {
                 let (begun, rows, committed) = tokio::join!(
-                    client.batch_execute("begin read only"),
+                    biased;
+            client.batch_execute("begin read only"),
                     client.query(statement, &parameters),
                     client.batch_execute("commit"),
                 );

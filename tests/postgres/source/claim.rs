@@ -8,7 +8,8 @@ use pg2kv::source::session::{
 };
 use pg2kv::source::{Kind, Settings, SyncSource, ValueSql, check};
 
-use super::{Bench, claim_all, items, key, texts};
+use super::gate::Gate;
+use super::{Bench, claim_all, items, key, lead, settings, soon, texts};
 
 #[tokio::test]
 async fn a_change_goes_from_outbox_to_claim_to_settled() {
@@ -448,6 +449,37 @@ async fn a_backfill_is_begun_moved_with_claims_and_ended() {
             .await,
         1
     );
+}
+
+/// What commits after the claim is in the read: it may have no outbox row of its own left.
+#[tokio::test]
+async fn rows_are_read_after_the_claim_is_committed() {
+    let bench = Bench::new().await;
+    bench.sql("insert into items values (1, 'old')").await;
+    let mut gate = Gate::start(bench.settings.config.get_ports()[0]).await;
+    let name = bench.settings.config.get_dbname().unwrap();
+    let url = format!("postgres://daemon@127.0.0.1:{}/{name}", gate.port());
+    let leader = lead(&settings(&url), &[items("plan")]).await;
+    // The driver forgets statements in its own time: these are answered after that.
+    leader.read(&["[1]"]).await.unwrap();
+    leader.session.compact(&[]).await.unwrap();
+    leader.session.walk(SyncId(0), None, 1).await.unwrap();
+    gate.close();
+    let session = leader.session;
+    let prepared = tokio::spawn(async move {
+        let request = claim_all(SyncId(0), vec![key("[1]")]);
+        session.prepare(&request).await
+    });
+    gate.step().await;
+    assert_eq!(
+        bench.number("select count(*) from pg2kv.claim").await,
+        1,
+        "the claim comes first"
+    );
+    bench.sql("update items set plan = 'new'").await;
+    gate.open();
+    let claimed = soon(prepared).await.unwrap().unwrap();
+    assert_eq!(claimed.rows[0].value.as_deref(), Some(&b"new"[..]));
 }
 
 /// The daemon runs these on tasks of their own.
