@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use pg2kv::ledger::FetchMode;
 use pg2kv::source::doorbell::Doorbell;
-use pg2kv::source::session::{FetchMode, Session};
+use pg2kv::source::session::Session;
 use tokio_postgres::Client;
 
 use super::gate::Gate;

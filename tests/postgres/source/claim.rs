@@ -1,11 +1,10 @@
 //! Claim, read, settle, backfill.
 
-use pg2kv::change::{Epoch, Key, Poison, PoisonReason, SyncId};
+use pg2kv::change::{Epoch, Key, KvName, Poison, PoisonReason, SyncId};
+use pg2kv::ledger::FetchMode::Awake;
+use pg2kv::ledger::{BackfillPhase, BackfillStep, ClaimRequest, DeadLetter, SettleRequest};
 use pg2kv::source::lease::Candidate;
-use pg2kv::source::session::FetchMode::Awake;
-use pg2kv::source::session::{
-    BackfillStep, ClaimRequest, DeadLetter, Phase, Session, SettleRequest,
-};
+use pg2kv::source::session::Session;
 use pg2kv::source::{Kind, Settings, SyncSource, ValueSql, check};
 
 use super::gate::Gate;
@@ -98,7 +97,11 @@ async fn the_old_epoch_can_do_nothing() {
     assert_eq!((error.claim, error.error.kind()), (None, Kind::Fenced));
     let poison = Poison::new(PoisonReason::RowError, "x");
     let settle = SettleRequest {
-        dead: vec![DeadLetter::new(SyncId(0), key("[1]"), None, poison)],
+        dead: vec![DeadLetter {
+            sync: SyncId(0),
+            key: key("[1]"),
+            poison,
+        }],
         ..SettleRequest::default()
     };
     assert_eq!(
@@ -343,8 +346,7 @@ async fn dead_letters_are_kept_once_and_cleared() {
     let letter = |id: &str, reason, detail: &str| DeadLetter {
         sync: SyncId(0),
         key: key(id),
-        kv_name: Some("k".into()),
-        poison: Poison::new(reason, detail),
+        poison: Poison::new(reason, detail).of(KvName::new("k").unwrap()),
     };
     let request = SettleRequest {
         dead: vec![
@@ -414,13 +416,13 @@ async fn a_backfill_is_begun_moved_with_claims_and_ended() {
             backfill.done,
             backfill.estimate
         ),
-        (Phase::Rows, Some("[2]"), 2, Some(5))
+        (BackfillPhase::Rows, Some("[2]"), 2, Some(5))
     );
     assert_eq!(backfill.reason, "resync");
 
     leader
         .session
-        .advance_backfill(SyncId(0), &BackfillStep::EnterKeys)
+        .advance_backfill(SyncId(0), &BackfillStep::EnterKeys { done: 5 })
         .await
         .unwrap();
     let step = BackfillStep::Keys {
@@ -435,7 +437,7 @@ async fn a_backfill_is_begun_moved_with_claims_and_ended() {
     let backfill = persisted().await.unwrap();
     assert_eq!(
         (backfill.phase, backfill.cursor.as_deref(), backfill.done),
-        (Phase::Keys, Some("c1"), 7)
+        (BackfillPhase::Keys, Some("c1"), 7)
     );
     leader
         .session

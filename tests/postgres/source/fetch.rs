@@ -1,8 +1,8 @@
 //! Fetch: late commits, limits, cost.
 
 use pg2kv::change::OutboxId;
+use pg2kv::ledger::FetchMode::{Awake, FallingAsleep};
 use pg2kv::source::Kind;
-use pg2kv::source::session::FetchMode::{Awake, FallingAsleep};
 
 use super::{Bench, items, texts};
 

@@ -1,7 +1,7 @@
 //! Keys: every type there and back, and walks in key order.
 
 use pg2kv::change::SyncId;
-use pg2kv::source::session::FetchMode::Awake;
+use pg2kv::ledger::FetchMode::Awake;
 use pg2kv::source::{SyncSource, ValueSql};
 
 use super::{Bench, claim_all, items, texts};

@@ -14,11 +14,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use pg2kv::change::{Change, Changed, Epoch, Key, SyncId};
+use pg2kv::ledger::{ClaimRequest, FetchMode, Fetched};
 use pg2kv::source::doorbell::Doorbell;
 use pg2kv::source::lease::Candidate;
-use pg2kv::source::session::{
-    ClaimRequest, Claimed, FetchMode, Fetched, PrepareError, Recovered, Session,
-};
+use pg2kv::source::session::{Claimed, PrepareError, Recovered, Session};
 use pg2kv::source::{Settings, SyncSource, ValueSql, parse_url};
 use tokio_postgres::Client;
 

@@ -1,8 +1,9 @@
 //! What a new leader finds, and whether this is still the same database.
 
 use pg2kv::change::SyncId;
+use pg2kv::ledger::BackfillStep;
 use pg2kv::source::Kind;
-use pg2kv::source::session::{BackfillStep, Session};
+use pg2kv::source::session::Session;
 
 use super::{Bench, claim_all, items, key};
 
