@@ -1,7 +1,5 @@
 //! The sink against servers that say exactly what a test scripts, byte by byte.
 
-#![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
-
 mod http2;
 mod network;
 mod replies;
