@@ -61,12 +61,16 @@ impl Budget {
     /// Requests that may still go in this window, without the reserve.
     pub fn left(&mut self, now: Mono) -> u64 {
         self.forget_old(now);
-        let own = match self.settings.requests_per_window {
+        self.own_left()
+            .min(self.server.map_or(u64::MAX, |(left, _)| left))
+    }
+
+    fn own_left(&self) -> u64 {
+        match self.settings.requests_per_window {
             0 => u64::MAX,
             limit => u64::from(limit.saturating_sub(self.settings.reserve_requests))
                 .saturating_sub(self.sent.len() as u64),
-        };
-        own.min(self.server.map_or(u64::MAX, |(left, _)| left))
+        }
     }
 
     /// When the next request may go, `now` at the earliest.
@@ -77,9 +81,11 @@ impl Budget {
     pub fn ready_at(&mut self, now: Mono) -> Mono {
         let left = self.left(now);
         if left == 0 {
-            let own = (self.settings.requests_per_window > 0)
-                .then(|| self.sent.front().map(|oldest| *oldest + WINDOW))
-                .flatten();
+            let own = self
+                .sent
+                .front()
+                .filter(|_| self.own_left() == 0)
+                .map(|oldest| *oldest + WINDOW);
             let server = self
                 .server
                 .filter(|(left, _)| *left == 0)
