@@ -170,10 +170,17 @@ impl Term {
             took: now.since(at),
             answer,
         });
-        self.sending_after(shared, now, policy.sending, detail.clone(), until_midnight);
+        self.sending_after(
+            shared,
+            now,
+            at,
+            policy.sending,
+            detail.clone(),
+            until_midnight,
+        );
         let hold_until = match policy.sync {
             ForSync::Healthy => {
-                self.proven(shared, sync);
+                self.proven(shared, sync, at);
                 now
             }
             ForSync::Unchanged => now,
@@ -295,13 +302,14 @@ impl Term {
         &mut self,
         shared: &mut Shared<'_>,
         now: Mono,
+        began: Mono,
         sending: ForSending,
         detail: String,
         until_midnight: Duration,
     ) {
         let (reason, at_least) = match sending {
             ForSending::Healthy => {
-                self.sending.open();
+                self.sending.open(began);
                 let grown = self.pairs + (self.pairs / 4).max(1);
                 self.pairs = grown.min(shared.settings.pairs_max);
                 return;
@@ -359,27 +367,18 @@ impl Term {
         now + pause
     }
 
-    /// A write of the sync is proven.
-    pub(super) fn proven(&mut self, shared: &mut Shared<'_>, sync: SyncId) {
+    /// A request of the sync that was sent at `sent_at` did what it should.
+    pub(super) fn proven(&mut self, shared: &mut Shared<'_>, sync: SyncId, sent_at: Mono) {
         let state = &mut self.syncs[usize::from(sync.0)];
         state.rejected_in_a_row = 0;
-        if state
-            .gate
-            .closed()
-            .is_some_and(|(why, ..)| why == HoldReason::NamespaceGone)
-        {
-            // Whatever stood in the namespace may be gone with it.
-            backfills::of(&mut self.walks, sync).want("namespace came back", Vec::new());
-            self.seen.clear();
+        if let Some(reason) = state.gate.open(sent_at) {
+            if reason == HoldReason::NamespaceGone {
+                // Whatever stood in the namespace may be gone with it.
+                backfills::of(&mut self.walks, sync).want("namespace came back", Vec::new());
+                self.seen.clear();
+            }
+            shared.tell(Notice::Resumed { sync });
         }
-        if self.syncs[usize::from(sync.0)].gate.closed().is_some() {
-            self.resume(shared, sync);
-        }
-    }
-
-    pub(super) fn resume(&mut self, shared: &mut Shared<'_>, sync: SyncId) {
-        self.syncs[usize::from(sync.0)].gate.open();
-        shared.tell(Notice::Resumed { sync });
     }
 
     /// A page of names could not be listed; returns when to try again.
@@ -392,7 +391,14 @@ impl Term {
     ) -> Mono {
         let policy = policy::of(&answer.outcome);
         let detail = answer.detail.clone();
-        self.sending_after(shared, now, policy.sending, detail.clone(), Duration::ZERO);
+        self.sending_after(
+            shared,
+            now,
+            now,
+            policy.sending,
+            detail.clone(),
+            Duration::ZERO,
+        );
         let held = match policy.sync {
             ForSync::Hold(reason) => self.hold(shared, now, sync, reason, detail, None),
             ForSync::Healthy | ForSync::Unchanged => now + shared.settings.backoff.initial,

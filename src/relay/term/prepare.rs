@@ -30,6 +30,7 @@ pub(super) struct Preparing {
     items: Vec<Item>,
     claims: bool,
     step: Option<BackfillStep>,
+    began: Mono,
 }
 
 impl Term {
@@ -104,7 +105,7 @@ impl Term {
     pub(super) fn drive_batches(&mut self, shared: &mut Shared<'_>, now: Mono) {
         while let Some(pairs) = self.allowance(shared, now) {
             if let Some((sync, items)) = self.halves.pop_front() {
-                self.prepare(shared, sync, items, None);
+                self.prepare(shared, now, sync, items, None);
                 continue;
             }
             let next = (0..self.syncs.len())
@@ -125,13 +126,14 @@ impl Term {
                     listed: None,
                 })
                 .collect();
-            self.prepare(shared, sync, items, None);
+            self.prepare(shared, now, sync, items, None);
         }
     }
 
     pub(super) fn prepare(
         &mut self,
         shared: &mut Shared<'_>,
+        now: Mono,
         sync: SyncId,
         items: Vec<Item>,
         step: Option<BackfillStep>,
@@ -169,6 +171,7 @@ impl Term {
                 items,
                 claims,
                 step,
+                began: now,
             },
         );
         shared.emit(Effect::Prepare { batch, request });
@@ -187,6 +190,7 @@ impl Term {
             items,
             claims,
             step,
+            began,
         }) = self.batches.remove(&batch)
         else {
             return Ok(());
@@ -212,13 +216,7 @@ impl Term {
         }
         match read {
             Ok(rendered) => {
-                if self.syncs[usize::from(sync.0)]
-                    .gate
-                    .closed()
-                    .is_some_and(|(why, ..)| why == HoldReason::Relation)
-                {
-                    self.resume(shared, sync);
-                }
+                self.readable(shared, sync, began);
                 self.rendered(shared, now, sync, items, rendered);
                 Ok(())
             }
@@ -248,6 +246,17 @@ impl Term {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// A read of the sync's table that began at `began` went well.
+    pub(super) fn readable(&mut self, shared: &mut Shared<'_>, sync: SyncId, began: Mono) {
+        let gate = &mut self.syncs[usize::from(sync.0)].gate;
+        let unreadable = gate
+            .closed()
+            .is_some_and(|(why, ..)| why == HoldReason::Relation);
+        if unreadable && gate.open(began).is_some() {
+            shared.tell(Notice::Resumed { sync });
         }
     }
 

@@ -50,7 +50,7 @@ impl Term {
 
     fn next_walk(&mut self, shared: &mut Shared<'_>, now: Mono, sync: SyncId) {
         let limit = shared.settings.backfill_chunk.min(self.pairs);
-        match backfills::of(&mut self.walks, sync).next() {
+        match backfills::of(&mut self.walks, sync).next(now) {
             Some(Next::Start { reason, markers }) => {
                 shared.emit(Effect::StartBackfill {
                     sync,
@@ -105,7 +105,9 @@ impl Term {
         let walk = backfills::of(&mut self.walks, sync);
         let step = walk.after_rows(walked.position, walked.keys.len());
         let keys = walked.keys.into_iter().map(|key| (key, None)).collect();
-        self.chunk(shared, sync, keys, step);
+        let began = walk.began();
+        self.readable(shared, sync, began);
+        self.chunk(shared, now, sync, keys, step);
         Ok(())
     }
 
@@ -122,6 +124,10 @@ impl Term {
                 foreign,
                 next,
             }) => {
+                let began = backfills::of(&mut self.walks, sync).began();
+                // A list is a request too: it shows that the API and the namespace are there.
+                self.sending.open(began);
+                self.proven(shared, sync, began);
                 let walk = backfills::of(&mut self.walks, sync);
                 walk.count_foreign(foreign);
                 let step = walk.after_names(next, keys.len());
@@ -129,7 +135,7 @@ impl Term {
                     .into_iter()
                     .map(|(key, hash)| (key, Some(hash)))
                     .collect();
-                self.chunk(shared, sync, keys, step);
+                self.chunk(shared, now, sync, keys, step);
                 Ok(())
             }
             Err(SweepFailure::Ledger(failure)) => self.walk_failed(shared, now, sync, failure),
@@ -172,6 +178,7 @@ impl Term {
     fn chunk(
         &mut self,
         shared: &mut Shared<'_>,
+        now: Mono,
         sync: SyncId,
         keys: Vec<(Key, Option<ContentHash>)>,
         step: BackfillStep,
@@ -190,7 +197,7 @@ impl Term {
         if items.is_empty() {
             shared.emit(Effect::Advance { sync, step });
         } else {
-            self.prepare(shared, sync, items, Some(step));
+            self.prepare(shared, now, sync, items, Some(step));
         }
     }
 
