@@ -98,7 +98,7 @@ impl Plan {
                 keys_max: if calm {
                     1_000
                 } else {
-                    chunk + rng.usize(2..=20)
+                    chunk + rng.usize(6..=20)
                 },
                 leading: rng.bool(),
                 backoff,

@@ -13,6 +13,8 @@ use super::kv;
 use super::mutants::Mutant;
 use super::world::{What, World, failure};
 
+/// Names in one page of a list.
+pub(super) const LIST_PAGE: usize = 5;
 /// A statement of the daemon gives up after this long.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -606,7 +608,7 @@ impl World {
         let result = match refusal {
             Some(outcome) => Err(SweepFailure::Kv(self.answer(from, sync, outcome))),
             None => {
-                let (page, next) = self.kv.list(sync, cursor, 5);
+                let (page, next) = self.kv.list(sync, cursor, LIST_PAGE);
                 Ok(pg2kv::relay::Swept {
                     keys: page
                         .into_iter()

@@ -15,7 +15,7 @@ use super::database::{Address, Database, Durable};
 use super::kv::{Kv, micros, pairs};
 use super::mutants::Mutant;
 use super::plan::Plan;
-use super::statements::Job;
+use super::statements::{Job, LIST_PAGE};
 
 /// More events than this in one run are a busy loop.
 const EVENTS_MAX: u64 = 400_000;
@@ -343,7 +343,7 @@ impl World {
     /// The queue holds what it may, what an election found, and the chunks under way.
     fn memory_is_bounded(&mut self, process: usize) -> Checked {
         let (now, settings) = (self.now, &self.plan.settings);
-        let chunks = settings.syncs.len() * settings.backfill_chunk;
+        let chunks = settings.syncs.len() * settings.backfill_chunk.max(LIST_PAGE);
         let state = &mut self.processes[process];
         let bound = settings.queue.keys_max + chunks + state.checks.recovered;
         let Some(relay) = &mut state.relay else {

@@ -48,6 +48,12 @@ impl Term {
         let mut rendered = rendered.into_iter();
         for item in items {
             let slot = item.slot;
+            // A walk may take a key within its interval: claimed now, it is written when it may be.
+            if self.queue.not_before(slot) > now {
+                rendered.next();
+                self.again(shared, now, slot, now);
+                continue;
+            }
             let (content, names_it) = match rendered.next() {
                 // The byte limit was reached before this key.
                 None => {
