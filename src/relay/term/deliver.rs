@@ -239,7 +239,7 @@ impl Term {
             }
             count += 1;
             if let Some(key) = self.queue.key(slot).cloned() {
-                if self.queue.is_in_doubt(slot) {
+                if self.queue.is_in_doubt(slot) || sent_at <= self.seen_since {
                     self.seen.forget(sync, &key);
                 } else {
                     self.seen.note(sync, &key, content);
@@ -362,6 +362,11 @@ impl Term {
         let gate = &mut self.syncs[usize::from(sync.0)].gate;
         let (pause, news) = gate.close(now, reason, detail.clone(), None, jitter);
         if news {
+            if reason == HoldReason::NamespaceGone {
+                // Whatever stood in the namespace may be gone with it. The ledger must know before
+                // the namespace is back, or a crash in between would lose this.
+                backfills::of(&mut self.walks, sync).want("the namespace was gone", Vec::new());
+            }
             let hint = hint.unwrap_or_else(|| reason.hint().to_owned());
             shared.tell(Notice::Held {
                 sync,
@@ -377,12 +382,7 @@ impl Term {
     pub(super) fn proven(&mut self, shared: &mut Shared<'_>, sync: SyncId, sent_at: Mono) {
         let state = &mut self.syncs[usize::from(sync.0)];
         state.rejected_in_a_row = 0;
-        if let Some(reason) = state.gate.open(sent_at) {
-            if reason == HoldReason::NamespaceGone {
-                // Whatever stood in the namespace may be gone with it.
-                backfills::of(&mut self.walks, sync).want("namespace came back", Vec::new());
-                self.seen.clear();
-            }
+        if state.gate.open(sent_at).is_some() {
             shared.tell(Notice::Resumed { sync });
         }
     }

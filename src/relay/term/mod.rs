@@ -57,6 +57,8 @@ pub(super) struct Term {
     epoch: Epoch,
     queue: Queue,
     seen: Seen,
+    /// What was sent up to then says nothing about KV any more.
+    seen_since: Mono,
     lease: Lease,
     fetch: Fetch,
     batches: HashMap<BatchId, Preparing>,
@@ -105,6 +107,7 @@ impl Term {
             epoch,
             queue: Queue::new(settings.queue, count),
             seen: Seen::new(settings.seen_max),
+            seen_since: Mono::ZERO,
             lease: Lease {
                 trusted_until: trusted_until(settings, began),
                 heartbeat_at: began + settings.lease_ttl / 3,
@@ -322,6 +325,12 @@ impl Term {
                 backfill: walk.current().cloned(),
             })
             .collect();
+    }
+
+    /// Forgets what stands in KV, what is on its way there included.
+    fn forget_seen(&mut self, now: Mono) {
+        self.seen.clear();
+        self.seen_since = now;
     }
 
     fn next_id(&mut self) -> u64 {

@@ -77,7 +77,7 @@ impl Term {
         match result {
             Ok(backfill) => {
                 // What is known of KV is what the backfill is to look at again.
-                self.seen.clear();
+                self.forget_seen(now);
                 let reason = backfill.reason.clone();
                 shared.tell(Notice::BackfillStarted { sync, reason });
                 backfills::of(&mut self.walks, sync).resume(backfill);
