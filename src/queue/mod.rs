@@ -414,7 +414,11 @@ impl Queue {
                 entry.retry_at = doubt;
                 doubt.is_none()
             }
-            Verdict::Dead => true,
+            Verdict::Dead => {
+                // A write in doubt may still land, over what the key is mended to meanwhile.
+                entry.retry_at = doubt.filter(|until| now < *until);
+                entry.retry_at.is_none()
+            }
             Verdict::Doubt { until } => {
                 let trouble = entry
                     .trouble
