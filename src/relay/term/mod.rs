@@ -147,9 +147,10 @@ impl Term {
     }
 
     /// Every claim found is in doubt: its writer may have died at any point, and what it sent may
-    /// land late.
+    /// land late. It may even live: after a restart of the server its lease is free at once, while
+    /// it trusts itself for up to a ttl and retries what it had claimed.
     fn recover(&mut self, settings: &Settings, now: Mono, recovered: Recovered, out: &mut Output) {
-        let doubt_until = now + settings.late_write_window;
+        let doubt_until = now + settings.lease_ttl + settings.late_write_window;
         for (claim, sync, keys) in recovered.claims {
             self.claims.insert(claim, keys.len());
             let empty = keys.is_empty();
