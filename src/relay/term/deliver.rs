@@ -24,7 +24,7 @@ const REJECTED_IN_A_ROW_MAX: u32 = 20;
 pub(super) struct Sent {
     sync: SyncId,
     slots: Vec<Slot>,
-    at: Mono,
+    pub(super) at: Mono,
 }
 
 /// What goes into a body.

@@ -18,8 +18,8 @@ use self::settle::Settlement;
 use super::backfills::{self, Walk};
 use super::holds::{BlockReason, Gate, HoldReason};
 use super::{
-    BatchId, Effect, Event, Notice, Output, Recovered, RequestId, Settings, Status, StatusBlock,
-    StatusSync,
+    BatchId, Effect, Event, IDENTITY_CHANGED, Notice, Output, Recovered, RequestId, Settings,
+    Status, StatusBlock, StatusSync,
 };
 use crate::change::{ClaimId, Epoch, Mono, SyncId};
 use crate::ledger::{Failure, FailureKind};
@@ -71,6 +71,8 @@ pub(super) struct Term {
     sending: Gate<BlockReason>,
     syncs: Vec<Sync>,
     walks: Vec<Walk>,
+    /// Writes that no claim names may land until then, so a walk before would be in vain.
+    unsure_until: Option<Mono>,
     pairs: usize,
     next_id: u64,
     draining: Option<Mono>,
@@ -129,6 +131,7 @@ impl Term {
                 })
                 .collect(),
             walks: backfills::walks(count),
+            unsure_until: None,
             pairs: settings.pairs_max,
             next_id: 0,
             draining: None,
@@ -171,6 +174,9 @@ impl Term {
             backfills::of(&mut self.walks, sync).want("new sync", Vec::new());
         }
         for backfill in recovered.backfills {
+            if backfill.reason == IDENTITY_CHANGED {
+                self.unsure_until = Some(doubt_until);
+            }
             out.notices.push(Notice::BackfillStarted {
                 sync: backfill.sync,
                 reason: format!("{} (resumed)", backfill.reason),

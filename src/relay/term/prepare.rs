@@ -78,12 +78,15 @@ impl Term {
             Pass::Probe => return None,
             Pass::Closed(until) => until,
         };
+        let walks_from = self.walks_from(now);
         let work = (0..self.syncs.len())
             .filter_map(|index| {
                 let sync = sync_id(index);
                 let walk = &self.walks[index];
                 let room = walk.wants_start() || self.queue.room() >= settings.backfill_chunk;
-                let walk = (walk.has_work() && room).then(|| walk.not_before());
+                let walk = walks_from
+                    .filter(|_| walk.has_work() && room)
+                    .map(|from| walk.not_before().max(from));
                 let halves = self.halves.iter().any(|(of, _)| *of == sync).then_some(now);
                 let due = self
                     .queue

@@ -9,6 +9,12 @@ use crate::relay::{Effect, HoldReason, Notice, SweepFailure, Swept};
 
 impl Term {
     pub(super) fn drive_backfills(&mut self, shared: &mut Shared<'_>, now: Mono) {
+        if self.walks_from(now).is_none_or(|at| at > now) {
+            return;
+        }
+        if self.unsure_until.take().is_some() {
+            self.forget_seen(now);
+        }
         for index in 0..self.syncs.len() {
             let sync = sync_id(index);
             // A start writes only to the ledger, so nothing but its own hold delays it.
@@ -30,6 +36,18 @@ impl Term {
                 self.next_walk(shared, now, sync);
             }
         }
+    }
+
+    /// When backfills may go on; `None` while only answers tell.
+    ///
+    /// **Invariant:** after a change of identity no key counts as walked by a request that was sent
+    /// before all unknown writes had landed.
+    pub(super) fn walks_from(&self, now: Mono) -> Option<Mono> {
+        let Some(until) = self.unsure_until else {
+            return Some(now);
+        };
+        let older = self.requests.values().any(|sent| sent.at < until);
+        (until > now || !older).then_some(until)
     }
 
     /// Whether the walk of a sync could take its next step, were sending free.
