@@ -210,7 +210,7 @@ impl Term {
                     self.again(shared, now, slot, at);
                 }
             }
-            ForKeys::Halve => self.halve(shared, now, sync, slots, batch, detail),
+            ForKeys::Halve => self.halve(shared, now, sync, slots, detail),
         }
     }
 
@@ -262,45 +262,32 @@ impl Term {
         });
     }
 
-    /// Halves a refused batch and sends both halves; a single pair goes to the dead letters.
+    /// Halves a refused batch; a single pair goes to the dead letters.
+    ///
+    /// The halves are read anew and wait their turn like any batch, so that many poisoned pairs can
+    /// neither pass the request budget nor the number of requests in flight.
     pub(super) fn halve(
         &mut self,
         shared: &mut Shared<'_>,
         now: Mono,
         sync: SyncId,
-        mut slots: Vec<Slot>,
-        mut batch: Batch,
+        slots: Vec<Slot>,
         detail: String,
     ) {
         if slots.len() > 1 {
-            let middle = slots.len() / 2;
-            let right_slots = slots.split_off(middle);
-            let right = match &mut batch {
-                Batch::Put(documents) => Batch::Put(documents.split_off(middle)),
-                Batch::Delete(names) => Batch::Delete(names.split_off(middle)),
-            };
-            self.send(shared, now, sync, slots, batch);
-            self.send(shared, now, sync, right_slots, right);
+            self.take_apart(sync, slots.into_iter().map(Item::claimed).collect());
             return;
+        }
+        for slot in slots {
+            let poison = Poison::new(PoisonReason::Rejected, detail.clone());
+            self.bury(shared, now, sync, slot, poison);
         }
         let state = &mut self.syncs[usize::from(sync.0)];
         state.rejected_in_a_row += 1;
         if state.rejected_in_a_row > REJECTED_IN_A_ROW_MAX {
+            // Dead letters go on at the pace of the hold's probes: it may be the rows after all.
             let detail = format!("KV refuses every pair of this sync: {detail}");
-            let at = self.hold(shared, now, sync, HoldReason::Unexpected, detail, None);
-            for slot in slots {
-                self.again(shared, now, slot, at);
-            }
-            return;
-        }
-        for slot in slots {
-            self.bury(
-                shared,
-                now,
-                sync,
-                slot,
-                Poison::new(PoisonReason::Rejected, detail.clone()),
-            );
+            self.hold(shared, now, sync, HoldReason::Unexpected, detail, None);
         }
     }
 

@@ -63,7 +63,7 @@ pub(super) struct Term {
     fetch: Fetch,
     batches: HashMap<BatchId, Preparing>,
     requests: HashMap<RequestId, Sent>,
-    /// Batches whose read must be tried in halves; their keys are claimed.
+    /// Halves of batches that failed as a whole; their keys are claimed.
     halves: VecDeque<(SyncId, Vec<Item>)>,
     /// Open keys of each claim.
     claims: HashMap<ClaimId, usize>,

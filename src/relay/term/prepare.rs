@@ -23,6 +23,17 @@ pub(super) struct Item {
     pub(super) listed: Option<ContentHash>,
 }
 
+impl Item {
+    /// A key that a claim holds.
+    pub(super) fn claimed(slot: Slot) -> Self {
+        Self {
+            slot,
+            ids: Vec::new(),
+            listed: None,
+        }
+    }
+}
+
 /// A batch that is being claimed and read.
 #[derive(Debug)]
 pub(super) struct Preparing {
@@ -107,7 +118,7 @@ impl Term {
 
     pub(super) fn drive_batches(&mut self, shared: &mut Shared<'_>, now: Mono) {
         while let Some(pairs) = self.allowance(shared, now) {
-            if let Some((sync, items)) = self.halves.pop_front() {
+            if let Some((sync, items)) = self.next_half(now) {
                 self.prepare(shared, now, sync, items, None);
                 continue;
             }
@@ -231,15 +242,8 @@ impl Term {
                 Ok(())
             }
             Err(failure) if failure.kind == FailureKind::Row => {
-                let mut left: Vec<Item> = items
-                    .into_iter()
-                    .map(|item| Item {
-                        ids: Vec::new(),
-                        ..item
-                    })
-                    .collect();
-                let right = left.split_off(left.len() / 2);
-                self.halves.extend([(sync, left), (sync, right)]);
+                let items = items.into_iter().map(|item| Item::claimed(item.slot));
+                self.take_apart(sync, items.collect());
                 Ok(())
             }
             Err(failure) => {
@@ -250,6 +254,21 @@ impl Term {
                 Ok(())
             }
         }
+    }
+
+    /// Something in a claimed batch fails it: each half is tried for itself.
+    pub(super) fn take_apart(&mut self, sync: SyncId, mut left: Vec<Item>) {
+        let right = left.split_off(left.len() / 2);
+        self.halves.extend([(sync, left), (sync, right)]);
+    }
+
+    /// The next half whose sync may pass.
+    fn next_half(&mut self, now: Mono) -> Option<(SyncId, Vec<Item>)> {
+        let at = self
+            .halves
+            .iter()
+            .position(|(sync, _)| self.sync_allowance(*sync, now, 1).is_some())?;
+        self.halves.remove(at)
     }
 
     /// A read of the sync's table that began at `began` went well.

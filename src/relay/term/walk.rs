@@ -59,7 +59,9 @@ impl Term {
 
     /// Live changes go first.
     fn live_is_due(&self, now: Mono) -> bool {
-        !self.halves.is_empty()
+        self.halves
+            .iter()
+            .any(|(sync, _)| self.sync_allowance(*sync, now, 1).is_some())
             || (0..self.syncs.len()).map(sync_id).any(|sync| {
                 self.queue.due_at(sync).is_some_and(|at| at <= now)
                     && self.sync_allowance(sync, now, 1).is_some()
