@@ -80,6 +80,7 @@ impl Term {
             };
             if known && !self.queue.is_in_doubt(slot) {
                 unchanged += 1;
+                self.clear_letter(sync, slot);
                 self.resolve(shared, now, slot, Verdict::Unchanged);
                 continue;
             }
@@ -244,10 +245,8 @@ impl Term {
                 } else {
                     self.seen.note(sync, &key, content);
                 }
-                if self.syncs[usize::from(sync.0)].may_have_dead_letters {
-                    self.settle.decide(sync, key, Fate::Cleared);
-                }
             }
+            self.clear_letter(sync, slot);
             waited.extend(self.resolve(shared, now, slot, Verdict::Written { sent_at }));
         }
         let (puts, deletes) = match batch {
@@ -260,6 +259,15 @@ impl Term {
             deletes,
             waited,
         });
+    }
+
+    /// KV has what the key's rows say, so a dead letter from before is outdated.
+    fn clear_letter(&mut self, sync: SyncId, slot: Slot) {
+        if self.syncs[usize::from(sync.0)].may_have_dead_letters
+            && let Some(key) = self.queue.key(slot).cloned()
+        {
+            self.settle.decide(sync, key, Fate::Cleared);
+        }
     }
 
     /// Halves a refused batch; a single pair goes to the dead letters.
