@@ -74,6 +74,10 @@ impl Term {
             NextFetch::FallingAsleep { at, .. } if at <= now => {
                 (FetchMode::FallingAsleep, WakeCause::Writers)
             }
+            // Without a doorbell the bell stays silent, or writers would notify in vain.
+            NextFetch::Asleep { poll_at } if poll_at <= now && !shared.settings.doorbell => {
+                (FetchMode::Awake, WakeCause::Poll)
+            }
             NextFetch::Asleep { poll_at } if poll_at <= now => {
                 self.fetch.next = NextFetch::FallingAsleep {
                     at: now,

@@ -200,7 +200,14 @@ impl Term {
             Event::SessionLost(failure) => Err(failure),
             Event::Heartbeat(result) => {
                 self.lease.beating = false;
-                let began = result?;
+                let began = match result {
+                    Ok(began) => began,
+                    // The lease is still trusted for a while.
+                    Err(failure) => {
+                        self.lease.heartbeat_at = now + self.passing(shared, failure)?;
+                        return Ok(());
+                    }
+                };
                 self.lease.trusted_until = self
                     .lease
                     .trusted_until

@@ -20,7 +20,7 @@ impl Term {
             // A start writes only to the ledger, so nothing but its own hold delays it.
             if self.walks[index].wants_start() {
                 if self.walks[index].not_before() <= now {
-                    self.next_walk(shared, now, sync);
+                    self.next_walk(shared, now, sync, 0);
                 }
                 continue;
             }
@@ -29,11 +29,11 @@ impl Term {
             {
                 continue;
             }
-            let Some(pairs) = self.allowance(shared, now) else {
-                return;
-            };
-            if self.sync_allowance(sync, now, pairs).is_some() {
-                self.next_walk(shared, now, sync);
+            // A start of another sync needs no allowance, so the others are still looked at.
+            if let Some(pairs) = self.allowance(shared, now)
+                && let Some(pairs) = self.sync_allowance(sync, now, pairs)
+            {
+                self.next_walk(shared, now, sync, pairs);
             }
         }
     }
@@ -68,8 +68,8 @@ impl Term {
             })
     }
 
-    fn next_walk(&mut self, shared: &mut Shared<'_>, now: Mono, sync: SyncId) {
-        let limit = shared.settings.backfill_chunk.min(self.pairs);
+    fn next_walk(&mut self, shared: &mut Shared<'_>, now: Mono, sync: SyncId, pairs: usize) {
+        let limit = shared.settings.backfill_chunk.min(pairs);
         match backfills::of(&mut self.walks, sync).next(now) {
             Some(Next::Start { reason, markers }) => {
                 shared.emit(Effect::StartBackfill {
