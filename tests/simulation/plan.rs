@@ -166,11 +166,8 @@ impl Plan {
     /// budget may be used up.
     pub(super) fn deadline(&self) -> Duration {
         let settings = &self.settings;
-        let budget = if settings.budget.requests_per_window == SCARCE_REQUESTS {
-            budget::WINDOW * 2
-        } else {
-            Duration::ZERO
-        };
+        let scarce = settings.budget.requests_per_window == SCARCE_REQUESTS;
+        let budget = budget::WINDOW * if scarce { 3 } else { 1 };
         settings.lease_ttl * 3
             + settings.backoff.max * 8
             + LATE_WRITE_WINDOW * 4
