@@ -95,7 +95,7 @@ impl Plan {
                     Some(Mutant::NoKeyInterval) => Duration::ZERO,
                     _ => KEY_INTERVAL,
                 },
-                keys_max: if calm {
+                keys_max: if calm || scarce {
                     1_000
                 } else {
                     chunk + rng.usize(6..=20)
@@ -139,7 +139,11 @@ impl Plan {
             processes: if calm { 1 } else { rng.usize(1..=3) },
             keys,
             contents: if rng.bool() { 3 } else { 1_000_000 },
-            gap: millis(pick(rng, &[30, 100, 400])),
+            gap: millis(if scarce {
+                400
+            } else {
+                pick(rng, &[30, 100, 400])
+            }),
             hot: pick(rng, &[2, 10]) as u32,
             chaos: Duration::from_secs(if scarce {
                 400

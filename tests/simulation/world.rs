@@ -295,7 +295,7 @@ impl World {
     /// A relay that wants a tick at this very moment must do something with it.
     pub(super) fn handle(&mut self, process: usize, event: Event) -> Checked {
         self.before(process, &event);
-        self.note(process, || format!("< {event:?}"));
+        self.trace_event(process, &event);
         let now = self.now;
         let mut event = event;
         for round in 0..10 {
@@ -304,14 +304,12 @@ impl World {
             };
             let output = relay.handle(now, event);
             let (phase, wake) = (relay.phase(), relay.wake_at(now));
-            if self.verbose {
-                for notice in output.notices {
-                    self.note(process, || format!("  {notice:?}"));
-                }
+            for notice in output.notices {
+                self.tell(|| format!("p{process}   {notice:?}"));
             }
             let idle = output.effects.is_empty();
             for effect in output.effects {
-                self.note(process, || format!("> {effect:?}"));
+                self.trace_effect(process, &effect);
                 self.emit(process, effect)?;
             }
             if phase == Phase::Done {
@@ -533,16 +531,37 @@ impl World {
         micros(self.rng.u64(50..1_500))
     }
 
-    fn note(&mut self, process: usize, text: impl FnOnce() -> String) {
-        let text = text();
-        (self.now, process, &text).hash(&mut self.trace);
-        if self.verbose {
-            let at = self.now.since_origin();
-            self.say(&format!("{at:?} p{process} {text}"));
+    fn trace_event(&mut self, process: usize, event: &Event) {
+        self.tell(|| format!("p{process} < {event:?}"));
+        (self.now, process, std::mem::discriminant(event)).hash(&mut self.trace);
+    }
+
+    /// Effects go into the trace with what could depend on an order.
+    fn trace_effect(&mut self, process: usize, effect: &Effect) {
+        self.tell(|| format!("p{process} > {effect:?}"));
+        (process, std::mem::discriminant(effect)).hash(&mut self.trace);
+        match effect {
+            Effect::Prepare { batch, request } => {
+                (
+                    batch,
+                    request.sync,
+                    &request.keys,
+                    &request.claim,
+                    &request.ids,
+                )
+                    .hash(&mut self.trace);
+            }
+            Effect::Write { request, batch, .. } => (request, pairs(batch)).hash(&mut self.trace),
+            Effect::Settle(request) => {
+                (&request.claims, &request.cleared, request.dead.len()).hash(&mut self.trace);
+            }
+            Effect::Compact(ids) => ids.hash(&mut self.trace),
+            Effect::Walk { sync, after, limit } => (sync, after, limit).hash(&mut self.trace),
+            _ => {}
         }
     }
 
-    /// Tells of something outside of the processes.
+    /// Tells what happens, to whoever reads along.
     pub(super) fn tell(&mut self, text: impl FnOnce() -> String) {
         if self.verbose {
             let at = self.now.since_origin();
