@@ -354,14 +354,15 @@ impl Term {
         hint: Option<String>,
     ) -> Mono {
         let jitter = shared.jitter();
+        let state = &mut self.syncs[usize::from(sync.0)];
+        if reason == HoldReason::NamespaceGone && state.lost_at.replace(now).is_none() {
+            // Whatever stood in the namespace may be gone with it. The ledger must know before the
+            // namespace is back, or a crash in between would lose this.
+            backfills::of(&mut self.walks, sync).want("the namespace was gone", Vec::new());
+        }
         let gate = &mut self.syncs[usize::from(sync.0)].gate;
         let (pause, news) = gate.close(now, reason, detail.clone(), None, jitter);
         if news {
-            if reason == HoldReason::NamespaceGone {
-                // Whatever stood in the namespace may be gone with it. The ledger must know before
-                // the namespace is back, or a crash in between would lose this.
-                backfills::of(&mut self.walks, sync).want("the namespace was gone", Vec::new());
-            }
             let hint = hint.unwrap_or_else(|| reason.hint().to_owned());
             shared.tell(Notice::Held {
                 sync,
@@ -377,6 +378,9 @@ impl Term {
     pub(super) fn proven(&mut self, shared: &mut Shared<'_>, sync: SyncId, sent_at: Mono) {
         let state = &mut self.syncs[usize::from(sync.0)];
         state.rejected_in_a_row = 0;
+        if state.lost_at.is_some_and(|at| sent_at > at) {
+            state.lost_at = None;
+        }
         if state.gate.open(sent_at).is_some() {
             shared.tell(Notice::Resumed { sync });
         }

@@ -89,6 +89,8 @@ struct Lease {
 struct Sync {
     gate: Gate<HoldReason>,
     rejected_in_a_row: u32,
+    /// When its namespace was last found gone, until it is there again.
+    lost_at: Option<Mono>,
     /// Dead letters of this sync may stand in the ledger, so a proven write clears its key's.
     may_have_dead_letters: bool,
     /// Batches and requests under way.
@@ -126,6 +128,7 @@ impl Term {
                 .map(|_| Sync {
                     gate: Gate::new(settings.backoff),
                     rejected_in_a_row: 0,
+                    lost_at: None,
                     may_have_dead_letters: false,
                     busy: 0,
                 })
