@@ -261,7 +261,7 @@ impl Database {
         let locked = self.transactions.values().any(|other| {
             other.changes.iter().any(|(_, place, ..)| place.0 == sync) || !other.markers.is_empty()
         });
-        if !locked {
+        if !(empty && locked) {
             let outbox_id = self.next_outbox_id();
             transaction.markers.push((outbox_id, sync, empty, now));
         }

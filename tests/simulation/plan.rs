@@ -98,7 +98,7 @@ impl Plan {
                 keys_max: if calm || scarce {
                     1_000
                 } else {
-                    chunk + rng.usize(6..=20)
+                    chunk + rng.usize(10..=30)
                 },
                 leading: rng.bool(),
                 backoff,
@@ -113,7 +113,7 @@ impl Plan {
                 reserve_requests: if scarce { 6 } else { 60 },
             },
             syncs: (0..syncs).map(|sync| format!("s{sync}")).collect(),
-            pairs_max: rng.usize(1..=12),
+            pairs_max: rng.usize(2..=12),
             body_max_bytes: 1_000_000,
             in_flight_max: rng.usize(1..=4),
             late_write_window: match mutant {
@@ -130,7 +130,7 @@ impl Plan {
             linger: millis(pick(rng, &[2, 10, 25])),
             doorbell: calm || rng.u32(..8) > 0,
             backfill_chunk: chunk,
-            fetch_max: rng.usize(1..=40),
+            fetch_max: rng.usize(8..=40),
             grace: Duration::from_secs(8),
             seen_max: if rng.bool() { 1_000 } else { 4 },
         };
@@ -142,7 +142,7 @@ impl Plan {
             gap: millis(if scarce {
                 400
             } else {
-                pick(rng, &[30, 100, 400])
+                pick(rng, &[60, 150, 400])
             }),
             hot: pick(rng, &[2, 10]) as u32,
             chaos: Duration::from_secs(if scarce {
