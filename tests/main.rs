@@ -6,5 +6,6 @@ mod daemon;
 mod emulator;
 mod kv;
 mod postgres;
+mod simulation;
 mod support;
 mod tidy;

@@ -69,6 +69,13 @@ pub struct Settings {
     pub seen_max: usize,
 }
 
+/// Reason of the backfill that the ledger begins for each sync when it is another server, or the
+/// same one set back, than the ledger was noted with.
+///
+/// Such a server may lack claims whose writes are still on their way, so the backfill does not walk
+/// before those have landed.
+pub const IDENTITY_CHANGED: &str = "identity";
+
 /// Number of a batch within a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub u64);
