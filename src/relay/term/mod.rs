@@ -71,6 +71,9 @@ pub(super) struct Term {
     sending: Gate<BlockReason>,
     syncs: Vec<Sync>,
     walks: Vec<Walk>,
+    /// Syncs to be walked for the first time, once the first fetch has brought the marker that
+    /// `pg2kv.watch` left: one walk answers both.
+    new_syncs: Vec<SyncId>,
     /// Writes that no claim names may land until then, so a walk before would be in vain.
     unsure_until: Option<Mono>,
     pairs: usize,
