@@ -1,9 +1,11 @@
 //! The one integration test binary.
+#![cfg(test)]
 
 mod config;
 mod daemon;
 mod emulator;
 mod kv;
 mod postgres;
+mod simulation;
 mod support;
 mod tidy;

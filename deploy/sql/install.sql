@@ -10,6 +10,9 @@
 -- Locks          This file locks nothing of yours. watch() takes SHARE ROW EXCLUSIVE (writers wait,
 --                readers do not) and unwatch() ACCESS EXCLUSIVE, both for milliseconds, and both give
 --                up after 2 s instead of making others queue behind them.
+-- Your DDL       Columns that are not watched can change as they like. A watched one cannot be dropped or
+--                change its type meanwhile. To rename a key column, unwatch, rename and watch again
+--                in one transaction: under the old name, writes to the table would fail.
 -- Who runs it    A superuser, or a role with CREATEROLE that may CREATE in this database. Running it
 --                again changes nothing. Everything happens in one transaction.
 -- Afterwards     create role pg2kv_login login password '...' in role pg2kv_daemon;
@@ -131,9 +134,10 @@ create table if not exists pg2kv.dead_letter (
   kv_key text,
   reason text not null,
   detail text,
-  at timestamptz not null default clock_timestamp(),
-  primary key (sync, key)
+  at timestamptz not null default clock_timestamp()
 );
+-- By hash: a key may be longer than an index entry can be, which may be just why it is here.
+create unique index if not exists dead_letter_key on pg2kv.dead_letter (sync, md5(key::text));
 comment on table pg2kv.dead_letter is 'Keys that cannot be written as they are; a new change of the row tries again';
 
 create table if not exists pg2kv.backfill (

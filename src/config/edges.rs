@@ -34,6 +34,7 @@ impl Config {
                 })
                 .collect(),
             holder: self.lease.holder.clone(),
+            log_keys: self.log.keys,
         }
     }
 

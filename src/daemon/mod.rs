@@ -53,6 +53,8 @@ pub struct Settings {
     pub syncs: Vec<SyncSpec>,
     /// Name of this process in the lease, for people.
     pub holder: String,
+    /// Whether logs name keys in clear text instead of by fingerprint.
+    pub log_keys: bool,
 }
 
 /// What the daemon shows of itself.
@@ -141,7 +143,7 @@ impl Daemon {
         let daemon = Self {
             relay,
             world: Arc::new(world),
-            teller: Teller::new(names),
+            teller: Teller::new(names, settings.log_keys),
             tasks: JoinSet::new(),
             leadership: None,
             report,

@@ -9,7 +9,7 @@ use metrics::{counter, gauge, histogram};
 use tracing::{info, warn};
 
 use super::clock;
-use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId};
+use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId, fingerprint};
 use crate::metrics as names;
 use crate::relay::{BlockReason, HoldReason, Notice, Phase, Status};
 use crate::source::Gauges;
@@ -34,6 +34,8 @@ const HOLD_REASONS: [HoldReason; 3] = [
 #[derive(Debug)]
 pub(super) struct Teller {
     syncs: Vec<String>,
+    /// Whether logs name keys in clear text.
+    log_keys: bool,
     /// When each kind of trouble was logged, and how often it was not since.
     logged: HashMap<&'static str, (Mono, u64)>,
     /// Series of the dead letters gauge that are not 0.
@@ -41,7 +43,7 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    pub(super) fn new(syncs: Vec<String>) -> Self {
+    pub(super) fn new(syncs: Vec<String>, log_keys: bool) -> Self {
         for sync in &syncs {
             for op in ["put", "delete"] {
                 counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => op).absolute(0);
@@ -58,6 +60,7 @@ impl Teller {
         }
         Self {
             syncs,
+            log_keys,
             logged: HashMap::new(),
             dead_letters_told: Vec::new(),
         }
@@ -148,22 +151,22 @@ impl Teller {
                     );
                 }
             }
-            Notice::Dead {
-                sync,
-                reason,
-                detail,
-            } => {
+            Notice::Dead { sync, key, poison } => {
                 let sync = self.name(sync);
-                let labels = [
-                    ("sync", sync.clone()),
-                    ("reason", reason.as_str().to_owned()),
-                ];
+                let reason = poison.reason.as_str();
+                let labels = [("sync", sync.clone()), ("reason", reason.to_owned())];
                 counter!(names::DEAD_LETTERED, &labels).increment(1);
                 if let Some(skipped) = self.due("dead letter") {
+                    let key = if self.log_keys {
+                        key.as_str().to_owned()
+                    } else {
+                        fingerprint(key.as_str())
+                    };
                     warn!(
                         sync,
-                        reason = reason.as_str(),
-                        detail,
+                        key,
+                        reason,
+                        error = poison.detail,
                         skipped,
                         "a key cannot be written and went to pg2kv.dead_letter; a later change of \
                          its row takes it out again"

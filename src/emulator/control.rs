@@ -18,7 +18,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::faults::{Fault, Waiting};
-use super::record::{Applied, Page, Pair, RequestRecord};
+use super::pair::Pair;
+use super::record::{Applied, Page, RequestRecord};
 use super::store::{Statistics, Store};
 
 /// Entries in one page of a history where the request does not say.

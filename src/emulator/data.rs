@@ -12,7 +12,8 @@ use std::time::Duration;
 use super::clock::Clock;
 use super::journal::{Directory, Journal};
 use super::limits::KeyPace;
-use super::record::{Op, Pair, WriteLog, value_hash};
+use super::pair::Pair;
+use super::record::{Op, WriteLog, value_hash};
 
 /// Everything that is stored.
 #[derive(Debug)]

@@ -195,9 +195,15 @@ impl Desk {
         Some(allowance)
     }
 
-    async fn answer(self: &Arc<Self>, number: u64, parts: Parts, upload: Upload) -> Outcome {
+    async fn answer(
+        self: &Arc<Self>,
+        number: u64,
+        route: Option<Route>,
+        parts: Parts,
+        upload: Upload,
+    ) -> Outcome {
         let path = parts.uri.path();
-        let Some(route) = Route::parse(&parts.method, path) else {
+        let Some(route) = route else {
             return Outcome::Whole(ApiError::no_route(path).into());
         };
         let allowed = self
@@ -310,9 +316,9 @@ pub(super) async fn handle(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let route = Route::parse(&parts.method, parts.uri.path());
-    let number = desk.arrived(route.map(|route| route.operation));
+    let number = desk.arrived(route.as_ref().map(|route| route.operation));
     let upload = read(&parts.headers, body, desk.limits.body_bytes).await;
-    let response = match desk.answer(number, parts, upload).await {
+    let response = match desk.answer(number, route, parts, upload).await {
         Outcome::Whole(reply) => Response::from(reply),
         Outcome::Half(reply) => half(reply),
         Outcome::Reset | Outcome::Nothing => {

@@ -21,7 +21,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::data::Write;
-use super::record::Pair;
+use super::pair::Pair;
 
 /// The directory that holds the journals. One process at a time may use it.
 #[derive(Debug)]

@@ -60,6 +60,7 @@ mod desk;
 pub mod faults;
 mod journal;
 pub mod limits;
+pub mod pair;
 pub mod record;
 mod reply;
 pub mod route;

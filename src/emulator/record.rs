@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use serde::{Serialize, Serializer};
 use tokio::sync::mpsc;
 
@@ -281,15 +280,4 @@ impl RequestLog {
     pub(super) fn page(&self, since: u64, limit: usize) -> Page<RequestRecord> {
         self.0.page(since, limit)
     }
-}
-
-/// A pair as it stands in a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair {
-    /// The value.
-    pub value: Bytes,
-    /// Metadata as JSON text, as it was sent.
-    pub metadata: Option<Arc<str>>,
-    /// Unix time in seconds from which on the pair is gone.
-    pub expiration: Option<u64>,
 }

@@ -12,7 +12,8 @@ use super::api::is_namespace_id;
 use super::clock::Clock;
 use super::desk::{Desk, Stats};
 use super::faults::Faults;
-use super::record::{Applied, Page, Pair, RequestRecord, Subscription};
+use super::pair::Pair;
+use super::record::{Applied, Page, RequestRecord, Subscription};
 
 /// A handle of a running emulator. Clones see the same one; it works on after the emulator stopped.
 #[derive(Clone)]

@@ -61,41 +61,49 @@ impl Budget {
     /// Requests that may still go in this window, without the reserve.
     pub fn left(&mut self, now: Mono) -> u64 {
         self.forget_old(now);
-        let own = match self.settings.requests_per_window {
+        self.own_left()
+            .min(self.server.map_or(u64::MAX, |(left, _)| left))
+    }
+
+    fn own_left(&self) -> u64 {
+        match self.settings.requests_per_window {
             0 => u64::MAX,
             limit => u64::from(limit.saturating_sub(self.settings.reserve_requests))
                 .saturating_sub(self.sent.len() as u64),
-        };
-        own.min(self.server.map_or(u64::MAX, |(left, _)| left))
+        }
     }
 
     /// When the next request may go, `now` at the earliest.
     ///
-    /// While more than half is left a request goes at once. Below that the wait grows to a little
-    /// over the rate that the window sustains, so that batches fill up instead of the budget
-    /// running dry.
+    /// While more than half is left a request goes at once. Below that, what is left is spread over
+    /// the time until the window frees more, so that batches fill up instead of the budget running
+    /// dry: after a burst, a dry budget would stop everything for minutes.
     pub fn ready_at(&mut self, now: Mono) -> Mono {
         let left = self.left(now);
         if left == 0 {
-            let own = (self.settings.requests_per_window > 0)
-                .then(|| self.sent.front().map(|oldest| *oldest + WINDOW))
-                .flatten();
+            let own = self
+                .sent
+                .front()
+                .filter(|_| self.own_left() == 0)
+                .map(|oldest| *oldest + WINDOW);
             let server = self
                 .server
                 .filter(|(left, _)| *left == 0)
                 .map(|(_, until)| until);
             return own.into_iter().chain(server).max().unwrap_or(now).max(now);
         }
-        let limit = self.settings.requests_per_window;
-        if limit == 0 {
+        let (Some(oldest), Some(last)) = (self.sent.front(), self.sent.back()) else {
             return now;
-        }
-        let half = f64::from(limit.saturating_sub(self.settings.reserve_requests)) / 2.0;
-        let scarcity = 1.0 - (left as f64 / half).min(1.0);
-        let spacing = WINDOW.mul_f64(1.1 * scarcity / f64::from(limit));
-        self.sent
-            .back()
-            .map_or(now, |last| (*last + spacing).max(now))
+        };
+        let settings = self.settings;
+        let usable = settings
+            .requests_per_window
+            .saturating_sub(settings.reserve_requests);
+        let half = f64::from(usable) / 2.0;
+        // Full from three quarters of a half on, so that the wait does not set in all at once.
+        let scarcity = (4.0 * (1.0 - left as f64 / half)).clamp(0.0, 1.0);
+        let frees = (*oldest + WINDOW).since(now);
+        (*last + frees.mul_f64(scarcity / left as f64)).max(now)
     }
 
     fn forget_old(&mut self, now: Mono) {
@@ -153,6 +161,16 @@ mod tests {
         assert!(
             per_second > 3.6,
             "only {per_second:.2} requests a second of 4 were used"
+        );
+    }
+
+    #[test]
+    fn a_burst_does_not_run_it_dry() {
+        let sent = run(&mut Budget::new(SETTINGS), at(3_600_000));
+        let longest = sent.windows(2).map(|two| two[1].since(two[0])).max();
+        assert!(
+            longest < Some(Duration::from_secs(2)),
+            "nothing could be sent for {longest:?}"
         );
     }
 

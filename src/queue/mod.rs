@@ -307,16 +307,23 @@ impl Queue {
         taken
     }
 
-    /// Takes a key of a backfill, unless the queue holds it: then it is being looked at anyway, by
-    /// the outbox or a claim.
+    /// Takes a key of a backfill, unless it waits or is in flight: then it is being looked at anyway,
+    /// by the outbox or a claim.
+    ///
+    /// A key that only waits out its interval is taken too, since what it was written for may be
+    /// older than the backfill; it must not be written before [`Queue::not_before`].
     pub fn take_idle(&mut self, sync: SyncId, key: &Key) -> Option<Slot> {
-        if self.index.contains_key(&(sync, key.clone())) {
-            return None;
-        }
         let slot = self.slot_of(sync, key.clone());
-        self.entry_mut(slot)?.in_flight = true;
+        let entry = self.entry_mut(slot).filter(|entry| entry.is_idle())?;
+        entry.in_flight = true;
         self.in_flight += 1;
         Some(slot)
+    }
+
+    /// The key in `slot` must not be written before this moment.
+    pub fn not_before(&self, slot: Slot) -> Mono {
+        self.entry(slot)
+            .map_or(Mono::ZERO, |entry| entry.not_before)
     }
 
     /// Notes that `claim` holds the key in Postgres from now on.
@@ -407,7 +414,11 @@ impl Queue {
                 entry.retry_at = doubt;
                 doubt.is_none()
             }
-            Verdict::Dead => true,
+            Verdict::Dead => {
+                // A write in doubt may still land, over what the key is mended to meanwhile.
+                entry.retry_at = doubt.filter(|until| now < *until);
+                entry.retry_at.is_none()
+            }
             Verdict::Doubt { until } => {
                 let trouble = entry
                     .trouble

@@ -28,6 +28,8 @@ pub(super) struct Walk {
     step: Step,
     wanted: Option<Wanted>,
     foreign: u64,
+    /// When the step that is open was asked for.
+    began: Mono,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,7 @@ impl Walk {
             step: Step::Ready(Mono::ZERO),
             wanted: None,
             foreign: 0,
+            began: Mono::ZERO,
         }
     }
 
@@ -86,10 +89,11 @@ impl Walk {
     }
 
     /// What can be done now. A start comes first; it takes the place of the walk that runs.
-    pub(super) fn next(&mut self) -> Option<Next> {
+    pub(super) fn next(&mut self, now: Mono) -> Option<Next> {
         if !matches!(self.step, Step::Ready(_)) {
             return None;
         }
+        self.began = now;
         if let Some(Wanted { reason, markers }) = self.wanted.take() {
             self.step = Step::Starting {
                 reason: reason.clone(),
@@ -107,6 +111,11 @@ impl Walk {
                 cursor: current.cursor.clone(),
             },
         })
+    }
+
+    /// When the step that is open was asked for.
+    pub(super) fn began(&self) -> Mono {
+        self.began
     }
 
     /// Whether a start waits, which needs no room in the queue.

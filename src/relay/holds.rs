@@ -114,6 +114,8 @@ pub(super) struct Gate<R> {
 
 #[derive(Debug)]
 struct Closed<R> {
+    /// The last failure that counted.
+    since: Mono,
     until: Mono,
     reason: R,
     detail: String,
@@ -144,20 +146,28 @@ impl<R: Copy + PartialEq> Gate<R> {
         at_least: Option<Duration>,
         jitter: f64,
     ) -> (Duration, bool) {
+        let before = self.closed.as_ref().filter(|closed| closed.until > now);
+        // Requests that were in flight together fail together: they count as one failure.
+        if let Some(before) = before
+            && before.reason == reason
+            && at_least.is_none()
+        {
+            return (before.until.since(now), false);
+        }
         // Jitter comes on top of what the server asked for, so that not all come back at once.
-        let wait = at_least.unwrap_or_default() + self.backoff.next(jitter);
+        let until = now + at_least.unwrap_or_default() + self.backoff.next(jitter);
+        // A wait that was asked for is not cut short by a failure of another kind.
+        if let Some(before) = before
+            && before.until >= until
+        {
+            return (before.until.since(now), false);
+        }
         let news = self
             .closed
             .as_ref()
             .is_none_or(|closed| closed.reason != reason);
-        let until = match &self.closed {
-            // Requests that were in flight together fail together: they count as one failure.
-            Some(closed) if closed.until > now && closed.reason == reason && at_least.is_none() => {
-                closed.until
-            }
-            _ => now + wait,
-        };
         self.closed = Some(Closed {
+            since: now,
             until,
             reason,
             detail,
@@ -165,8 +175,18 @@ impl<R: Copy + PartialEq> Gate<R> {
         (until.since(now), news)
     }
 
-    /// Opens the gate; returns the reason for which it was closed.
-    pub(super) fn open(&mut self) -> Option<R> {
+    /// Opens the gate after a success of something that began at `began`; returns the reason for
+    /// which it was closed.
+    ///
+    /// What began before the gate closed proves nothing about the time after.
+    pub(super) fn open(&mut self, began: Mono) -> Option<R> {
+        if self
+            .closed
+            .as_ref()
+            .is_some_and(|closed| began <= closed.since)
+        {
+            return None;
+        }
         self.backoff.reset();
         self.closed.take().map(|closed| closed.reason)
     }
@@ -183,5 +203,58 @@ impl<R: Copy + PartialEq> Gate<R> {
         self.closed
             .as_ref()
             .map(|closed| (closed.reason, closed.detail.as_str(), closed.until))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> Gate<BlockReason> {
+        Gate::new(Settings {
+            initial: Duration::from_millis(200),
+            max: Duration::from_secs(30),
+        })
+    }
+
+    fn at(ms: u64) -> Mono {
+        Mono::from_origin(Duration::from_millis(ms))
+    }
+
+    fn close(
+        gate: &mut Gate<BlockReason>,
+        ms: u64,
+        reason: BlockReason,
+        wait: Option<u64>,
+    ) -> u128 {
+        let wait = wait.map(Duration::from_secs);
+        let (pause, _) = gate.close(at(ms), reason, String::new(), wait, 1.0);
+        pause.as_millis()
+    }
+
+    #[test]
+    fn what_fails_together_counts_once() {
+        let mut gate = gate();
+        assert_eq!(close(&mut gate, 0, BlockReason::Failing, None), 200);
+        for _ in 0..20 {
+            assert_eq!(close(&mut gate, 50, BlockReason::Failing, None), 150);
+        }
+        assert_eq!(gate.pass(at(200)), Pass::Probe);
+        assert_eq!(close(&mut gate, 200, BlockReason::Failing, None), 400);
+    }
+
+    #[test]
+    fn a_wait_that_was_asked_for_is_kept() {
+        let mut gate = gate();
+        assert_eq!(
+            close(&mut gate, 0, BlockReason::Throttled, Some(60)),
+            60_200
+        );
+        close(&mut gate, 10, BlockReason::Failing, None);
+        assert_eq!(gate.pass(at(20)), Pass::Closed(at(60_200)));
+        assert_eq!(gate.open(at(0)), None, "a request that went before");
+        assert_eq!(gate.pass(at(20)), Pass::Closed(at(60_200)));
+        assert_eq!(gate.open(at(60_200)), Some(BlockReason::Throttled));
+        assert_eq!(gate.pass(at(60_201)), Pass::Free);
     }
 }

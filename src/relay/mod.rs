@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use self::term::Term;
 use crate::change::{
-    Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, PoisonReason, Rendered, SyncId,
+    Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId,
 };
 use crate::ledger::{
     Backfill, BackfillStep, ClaimRequest, Failure, FailureKind, FetchMode, Fetched, SettleRequest,
@@ -68,6 +68,13 @@ pub struct Settings {
     /// Most keys whose last written content is remembered.
     pub seen_max: usize,
 }
+
+/// Reason of the backfill that the ledger begins for each sync when it is another server, or the
+/// same one set back, than the ledger was noted with.
+///
+/// Such a server may lack claims whose writes are still on their way, so the backfill does not walk
+/// before those have landed.
+pub const IDENTITY_CHANGED: &str = "identity";
 
 /// Number of a batch within a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -341,10 +348,10 @@ pub enum Notice {
     Dead {
         /// The sync.
         sync: SyncId,
-        /// Kind of reason.
-        reason: PoisonReason,
-        /// The sentence.
-        detail: String,
+        /// The key.
+        key: Key,
+        /// Why.
+        poison: Poison,
     },
     /// A sync is on hold.
     Held {

@@ -92,9 +92,8 @@ impl KvClient {
     ///
     /// A batch over a limit of the API is [`Outcome::Rejected`] without a status: nothing is sent,
     /// and its halves are smaller. Encoding blocks for about a millisecond per megabyte.
-    ///
-    // Cancel-safety: dropping the future drops the connection, and the request is then as ambiguous
-    // as one that timed out.
+    // Cancel-safety: dropping the future abandons the request, which is then as ambiguous as one
+    // that timed out.
     pub async fn send(&self, namespace: &NamespaceId, batch: &Batch) -> Answer {
         let (method, path, body) = match batch {
             Batch::Put(documents) => (Method::PUT, "bulk", wire::encode_put(documents)),
@@ -173,7 +172,12 @@ impl KvClient {
     pub fn reload_token(&self) -> TokenReload {
         let fresh = match authorization(&self.source) {
             Ok(fresh) => fresh,
-            Err(error) => return TokenReload::Failed(error.to_string()),
+            Err(error) => {
+                let cause = error
+                    .source()
+                    .map_or_else(String::new, |cause| format!(": {cause}"));
+                return TokenReload::Failed(format!("{error}{cause}"));
+            }
         };
         let mut current = self
             .authorization

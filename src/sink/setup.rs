@@ -56,7 +56,7 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// Why a [`KvClient`] cannot be made. Each says what to change.
+/// Why a [`KvClient`](super::kv::KvClient) cannot be made. Each says what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The base URL is no URL of an API.

@@ -121,8 +121,12 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
     for sync in syncs {
         triggers(settings, &link, sync, &mut findings).await;
         let what = format!("sync {}: table", sync.name);
-        findings.push(match Plan::prepare(&link, sync).await {
-            Ok(_) => Finding::fine(what, "columns, value and filter are valid, and readable"),
+        let readable = match Plan::prepare(&link, sync).await {
+            Ok(plan) => plan.try_out(&link, sync).await,
+            Err(error) => Err(error),
+        };
+        findings.push(match readable {
+            Ok(()) => Finding::fine(what, "columns, value and filter are valid, and readable"),
             Err(error) => Finding::error(what, &error),
         });
     }

@@ -1,12 +1,12 @@
-//! Claims: made with the read that follows them, and settled.
+//! Claims, and the read that follows each.
 //!
 //! **Invariant:** a claim is committed before the rows of its keys are read, in a snapshot taken
 //! after it. So a change that the read does not see has an outbox row of its own.
 //!
-//! Each write is one statement that begins with the fence: it holds the lease's row against a
-//! takeover while it runs, and does nothing where the epoch is over.
+//! The claim is one statement that begins with the fence: it holds the lease's row against a takeover
+//! while it runs, and does nothing where the epoch is over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +22,8 @@ use super::link::Link;
 use super::rows::Plan;
 use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
-use crate::change::{ClaimId, Epoch, Key, KvName, OutboxId, SyncId};
-use crate::ledger::{Backfill, BackfillPhase, BackfillStep, ClaimRequest, SettleRequest, Walked};
+use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::ledger::{BackfillStep, ClaimRequest, Walked};
 
 /// `$5` is the step of a backfill: none, rows, keys, enter or done.
 const CLAIM: &str = "\
@@ -55,51 +55,6 @@ const CLAIM: &str = "\
       where s.name = $3 and $5 = 'done' and exists (select from fence)
     )
     select exists (select from fence), (select id from claimed)";
-
-const SETTLE: &str = "\
-    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
-    gone as (
-      delete from pg2kv.claim as c using unnest($2::int8[]) as u(id)
-      where c.id = u.id and exists (select from fence)
-    ),
-    cleared as (
-      delete from pg2kv.dead_letter as d using unnest($3::text[], $4::text[]) as u(sync, key)
-      where d.sync = u.sync and d.key = u.key::jsonb and exists (select from fence)
-    ),
-    dead as (
-      insert into pg2kv.dead_letter as d (sync, key, kv_key, reason, detail)
-      select u.sync, u.key::jsonb, u.kv_key, u.reason, u.detail
-      from fence, unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
-        as u(sync, key, kv_key, reason, detail)
-      on conflict (sync, key) do update set kv_key = excluded.kv_key,
-        reason = excluded.reason, detail = excluded.detail, at = clock_timestamp()
-    )
-    select exists (select from fence)";
-
-/// Partitions are summed up: the estimate of a partitioned table itself is often missing.
-const START_BACKFILL: &str = "\
-    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
-    gone as (
-      delete from pg2kv.outbox as o using unnest($4::int8[]) as u(id)
-      where o.id = u.id and exists (select from fence)
-    ),
-    begun as (
-      insert into pg2kv.backfill as b (sync, reason, phase, estimate)
-      select $2::text, $3::text, 'rows', (
-        select sum(c.reltuples)::int8 from pg2kv.sync as s
-        cross join lateral (
-          select s.relation::oid as oid
-          union select p.relid::oid from pg_partition_tree(s.relation) as p where p.isleaf
-        ) as r
-        join pg_class as c on c.oid = r.oid
-        where s.name = $2 and c.reltuples > 0 and c.relkind <> 'p')
-      from fence
-      on conflict (sync) do update set reason = excluded.reason, phase = 'rows', position = null,
-        cursor = null, done = 0, estimate = excluded.estimate,
-        started_at = clock_timestamp(), updated_at = clock_timestamp()
-      returning estimate
-    )
-    select exists (select from fence), (select estimate from begun)";
 
 /// A connection that claims and reads.
 pub(crate) struct Reader {
@@ -188,6 +143,7 @@ impl Reader {
                 // Both are sent before either is waited for; the server keeps their order, and the
                 // read's snapshot is taken after the claim's commit.
                 Ok(tokio::join!(
+                    biased;
                     self.claim(epoch, sync, request),
                     self.read(&prepared, sync, &keys[..first], request.max_bytes),
                 ))
@@ -299,6 +255,7 @@ impl Reader {
         let doing = format!("reading {} for sync {}", sync.table, sync.name);
         let client = self.link.client();
         let (begun, read, committed) = tokio::join!(
+            biased;
             client.batch_execute("begin read only"),
             self.rows(prepared, keys, max_bytes, &doing),
             client.batch_execute("commit"),
@@ -403,10 +360,11 @@ impl Reader {
             .link
             .call(&doing, 3, Place::Relation, async {
                 let (begun, rows, committed) = tokio::join!(
-                    client.batch_execute("begin read only"),
-                    client.query(statement, &parameters),
-                    client.batch_execute("commit"),
-                );
+                        biased;
+                client.batch_execute("begin read only"),
+                        client.query(statement, &parameters),
+                        client.batch_execute("commit"),
+                    );
                 begun?;
                 let rows = rows?;
                 committed?;
@@ -494,132 +452,6 @@ impl Prepared {
         }
     }
 }
-
-/// The statements that end claims and begin backfills, on the control connection.
-pub(crate) struct Settler {
-    settle: Statement,
-    start_backfill: Statement,
-}
-
-impl Settler {
-    pub(crate) async fn open(settings: &Settings, link: &Link) -> Result<Self, Error> {
-        let (settle, start) = (settings.sql(SETTLE), settings.sql(START_BACKFILL));
-        let client = link.client();
-        let (settle, start_backfill) = link
-            .call("preparing to settle", 4, Place::Own, async {
-                tokio::try_join!(client.prepare(&settle), client.prepare(&start))
-            })
-            .await?;
-        Ok(Self {
-            settle,
-            start_backfill,
-        })
-    }
-
-    /// See `Session::settle`.
-    pub(crate) async fn settle(
-        &self,
-        link: &Link,
-        epoch: Epoch,
-        request: &SettleRequest,
-        syncs: &HashMap<SyncId, SyncSource>,
-    ) -> Result<(), Error> {
-        let doing = "settling claims";
-        let name = |id: &SyncId| syncs.get(id).map(|sync| sync.name.as_str());
-        let claims: Vec<i64> = request.claims.iter().map(|claim| claim.0).collect();
-
-        // One statement may touch a row once only: the last word on a key counts.
-        let mut told = HashSet::new();
-        let mut dead: [Vec<&str>; 4] = Default::default();
-        let mut kv_names: Vec<Option<&str>> = Vec::new();
-        let details: Vec<String> =
-            // Text in Postgres holds no NUL.
-            request.dead.iter().map(|letter| letter.poison.detail.replace('\0', "")).collect();
-        for (letter, detail) in request.dead.iter().zip(&details).rev() {
-            let Some(sync) = name(&letter.sync) else {
-                continue;
-            };
-            if told.insert((letter.sync, &letter.key)) {
-                dead[0].push(sync);
-                dead[1].push(letter.key.as_str());
-                dead[2].push(letter.poison.reason.as_str());
-                dead[3].push(detail);
-                kv_names.push(letter.poison.name.as_ref().map(KvName::as_str));
-            }
-        }
-        let (cleared_syncs, cleared_keys): (Vec<&str>, Vec<&str>) = request
-            .cleared
-            .iter()
-            .filter(|(sync, key)| !told.contains(&(*sync, key)))
-            .filter_map(|(sync, key)| Some((name(sync)?, key.as_str())))
-            .unzip();
-        let [dead_syncs, dead_keys, reasons, details] = dead;
-        let row = link
-            .call(
-                doing,
-                1,
-                Place::Own,
-                link.client().query_one(
-                    &self.settle,
-                    &[
-                        &epoch.0,
-                        &claims,
-                        &cleared_syncs,
-                        &cleared_keys,
-                        &dead_syncs,
-                        &dead_keys,
-                        &kv_names,
-                        &reasons,
-                        &details,
-                    ],
-                ),
-            )
-            .await?;
-        if row.get(0) {
-            Ok(())
-        } else {
-            Err(Error::fenced(doing))
-        }
-    }
-
-    /// See `Session::start_backfill`.
-    pub(crate) async fn start_backfill(
-        &self,
-        link: &Link,
-        epoch: Epoch,
-        sync: &SyncSource,
-        reason: &str,
-        markers: &[OutboxId],
-    ) -> Result<Backfill, Error> {
-        let doing = "beginning a backfill";
-        let markers: Vec<i64> = markers.iter().map(|id| id.0).collect();
-        let row = link
-            .call(
-                doing,
-                1,
-                Place::Own,
-                link.client().query_one(
-                    &self.start_backfill,
-                    &[&epoch.0, &sync.name, &reason, &markers],
-                ),
-            )
-            .await?;
-        if !row.get::<_, bool>(0) {
-            return Err(Error::fenced(doing));
-        }
-        let estimate: Option<i64> = row.get(1);
-        Ok(Backfill {
-            sync: sync.id,
-            reason: reason.to_owned(),
-            phase: BackfillPhase::Rows,
-            position: None,
-            cursor: None,
-            done: 0,
-            estimate: estimate.and_then(|estimate| u64::try_from(estimate).ok()),
-        })
-    }
-}
-
 /// Texts as a JSON array, as the statements take a name's columns.
 fn json_array(values: &[String]) -> String {
     serde_json::Value::from(values).to_string()

@@ -8,18 +8,15 @@ use tokio::sync::mpsc;
 
 use super::Settings;
 use super::error::{Error, Place};
-use super::link::{Link, Role};
+use super::link::{Bell, Link, Role};
 
 /// Rings when a writer commits while the daemon sleeps.
 pub struct Doorbell {
     rings: mpsc::Receiver<()>,
-    /// Holds the connection; in poll-only mode the sender that keeps `rings` open and silent.
-    _holder: Holder,
-}
-
-enum Holder {
-    Connection(#[expect(dead_code, reason = "dropping it ends the connection")] Link),
-    PollOnly(#[expect(dead_code, reason = "dropping it would close the channel")] mpsc::Sender<()>),
+    /// Dropping it ends the connection; `None` in poll-only mode.
+    _link: Option<Link>,
+    /// In poll-only mode, what keeps `rings` open and silent.
+    _silence: Option<Bell>,
 }
 
 impl Doorbell {
@@ -30,7 +27,8 @@ impl Doorbell {
         if !settings.doorbell {
             return Ok(Self {
                 rings,
-                _holder: Holder::PollOnly(bell),
+                _link: None,
+                _silence: Some(bell),
             });
         }
         let link = Link::open(settings, Role::Listen, Some(bell)).await?;
@@ -45,7 +43,8 @@ impl Doorbell {
         .await?;
         Ok(Self {
             rings,
-            _holder: Holder::Connection(link),
+            _link: Some(link),
+            _silence: None,
         })
     }
 

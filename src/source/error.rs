@@ -344,7 +344,8 @@ fn tls_hint(error: &rustls::Error) -> String {
             "the server's certificate names another host (a subject alternative name is needed); \
              give that name as host, or use sslmode=verify-ca"
         }
-        rustls::Error::InvalidCertificate(C::UnknownIssuer) => {
+        // An authority of the same name with another key shows as a bad signature.
+        rustls::Error::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
             "the server's certificate is signed by an unknown authority; give its certificate as \
              sslrootcert"
         }

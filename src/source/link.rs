@@ -109,14 +109,11 @@ impl Link {
         T::Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        // The driver's own timeout covers the socket of each address; this one covers the rest:
+        // The driver's own timeout covers the socket of each address; this one covers the rest too:
         // name resolution, TLS, authentication.
-        let hosts = config
-            .get_hosts()
-            .len()
-            .max(config.get_hostaddrs().len())
-            .max(1);
-        let limit = settings.connect_timeout * u32::try_from(hosts).unwrap_or(u32::MAX) + GRACE;
+        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
+        let attempts = u32::try_from(hosts).unwrap_or(u32::MAX).saturating_add(1);
+        let limit = settings.connect_timeout.saturating_mul(attempts);
         let (client, connection) = tokio::time::timeout(limit, config.connect(tls))
             .await
             .map_err(|_| Error::deadline(role.opening(), limit))?

@@ -26,6 +26,7 @@ mod outbox;
 mod recover;
 mod rows;
 pub mod session;
+mod settle;
 mod tls;
 pub mod url;
 

@@ -168,6 +168,7 @@ impl Outbox {
         let (holders, page) = link
             .call("fetching from the outbox", 3, Place::Own, async {
                 let (_, holders, page) = tokio::try_join!(
+                    biased;
                     self.set_bell(link, set_bell),
                     self.look(link, looks),
                     link.client().query(&self.page, &after),

@@ -162,6 +162,23 @@ impl Plan {
             row_bytes,
         })
     }
+
+    /// Runs the read for no keys: privileges and row-level security show only when a statement runs.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub(crate) async fn try_out(&self, link: &Link, sync: &SyncSource) -> Result<(), Error> {
+        let doing = format!("reading {} for sync {}", sync.table, sync.name);
+        let no_keys: &[&str] = &[];
+        link.call(
+            &doing,
+            1,
+            Place::Relation,
+            link.client().query(&self.rows, &[&no_keys]),
+        )
+        .await
+        .map(drop)
+    }
 }
 
 /// No row was read yet, so a constant of the expression is at fault, not a row.
@@ -275,7 +292,7 @@ impl Table {
         };
         let texts = each(&|at, _| format!("pg2kv_key.c{at}::text"), ", ");
         let typed = each(
-            &|at, column| format!("{} as c{at}", column.from_key("u.key", at)),
+            &|at, column| format!("{} as c{at}", column.typed("u.key", at)),
             ", ",
         );
         // The index finds what is equal; what is equal but reads otherwise is another key, and its
@@ -287,7 +304,7 @@ impl Table {
                 if column.exact {
                     return equal;
                 }
-                let own = column.from_key(&own_key, at);
+                let own = column.typed(&own_key, at);
                 format!("{equal} and ({own})::text = pg2kv_key.c{at}::text")
             },
             " and ",
@@ -371,7 +388,7 @@ impl Table {
 /// "Behind the position" in index order. A row comparison is what an index serves best; it takes
 /// one operator for all columns, so with types of different schemas the comparison is spelled out.
 fn after(alias: &str, ordered: &[(usize, &KeyColumn)]) -> String {
-    let position = |at: usize, column: &KeyColumn| column.from_key("$1::text::jsonb", at);
+    let position = |at: usize, column: &KeyColumn| column.typed("$1::text::jsonb", at);
     let Some(((at, first), rest)) = ordered.split_first() else {
         return "true".to_owned();
     };
@@ -408,7 +425,7 @@ fn after(alias: &str, ordered: &[(usize, &KeyColumn)]) -> String {
 
 impl KeyColumn {
     /// The typed value out of a key.
-    fn from_key(&self, key: &str, at: usize) -> String {
+    fn typed(&self, key: &str, at: usize) -> String {
         match self.form {
             // Text without an offset is UTC, as the session's time zone is.
             Form::Plain | Form::Timestamptz => format!("(({key})->>{at})::{}", self.cast),

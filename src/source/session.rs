@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::claim::{Reader, Settler};
+use super::claim::Reader;
 use super::doorbell::Doorbell;
 use super::error::{Error, Kind, Place};
 use super::gauges::Watch;
 use super::link::{Link, Role, any_closed};
 use super::outbox::Outbox;
+use super::settle::Settler;
 use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{

@@ -1,12 +1,13 @@
-//! Cloudflare's official npm client finds in the emulator what it expects of the API.
+//! Cloudflare's own clients find in the emulator what they expect of the API.
 
 use std::time::Duration;
 
 use pg2kv::emulator::Options;
 use pg2kv::emulator::clock::Clock;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
-use super::{ACCOUNT, NAMESPACE, Rig, TOKEN};
+use super::{ACCOUNT, DEADLINE, NAMESPACE, Rig, TOKEN};
 use crate::support::node::Peers;
 
 #[tokio::test]
@@ -77,5 +78,46 @@ async fn the_official_client_works_unchanged() {
         rig.value("bulk:0000").as_deref(),
         Some("value of bulk:0000")
     );
+    rig.emulator.stop().await;
+}
+
+#[tokio::test]
+async fn wrangler_works_unchanged() {
+    let peers = Peers::installed();
+    let rig = Rig::new().await;
+    let directory = tempfile::tempdir().unwrap();
+    let wrangler = async |arguments: &[&str]| {
+        let mut command = peers.command("node_modules/wrangler/bin/wrangler.js");
+        command
+            .args(arguments)
+            .args(["--namespace-id", NAMESPACE, "--remote"])
+            .env("CLOUDFLARE_API_BASE_URL", rig.emulator.base_url())
+            .env("CLOUDFLARE_API_TOKEN", TOKEN)
+            .env("CLOUDFLARE_ACCOUNT_ID", ACCOUNT)
+            .env("WRANGLER_SEND_METRICS", "false")
+            .env("CI", "1")
+            // Its logs and caches go where they are removed again.
+            .env("XDG_CONFIG_HOME", directory.path());
+        let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let pairs: Value = (0..1_500)
+        .map(|n| json!({"key": format!("k{n}"), "value": "v"}))
+        .collect();
+    let file = directory.path().join("pairs.json");
+    std::fs::write(&file, pairs.to_string()).unwrap();
+    wrangler(&["kv", "bulk", "put", file.to_str().unwrap()]).await;
+    assert_eq!(rig.store.snapshot(NAMESPACE).len(), 1_500);
+
+    let listed: Value = serde_json::from_str(&wrangler(&["kv", "key", "list"]).await).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1_500);
+    // It deletes by the deprecated request, and does not look for keys that were refused.
+    rig.store.clock().advance(Duration::from_secs(1));
+    let names: Value = (0..1_500).map(|n| json!(format!("k{n}"))).collect();
+    std::fs::write(&file, names.to_string()).unwrap();
+    wrangler(&["kv", "bulk", "delete", file.to_str().unwrap(), "--force"]).await;
+    assert_eq!(rig.store.snapshot(NAMESPACE).len(), 0);
     rig.emulator.stop().await;
 }

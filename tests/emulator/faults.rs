@@ -13,6 +13,8 @@ use tokio::time::timeout;
 
 use super::{DEADLINE, NAMESPACE, Rig, pairs, send, try_send};
 
+/// How much later a late write lands.
+const LATE: Duration = Duration::from_millis(250);
 /// Long enough for a reply to come over loopback, short enough to wait for one that must not come.
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -179,12 +181,9 @@ async fn applied_but_never_answered() {
 
 #[tokio::test]
 async fn a_late_write_lands_over_a_newer_one() {
-    for answer in [
-        Answer::Hang,
-        Answer::Status(StatusReply {
-            status: 500,
-            ..StatusReply::default()
-        }),
+    for late in [
+        Fault::hang_then_apply(LATE),
+        Fault::status(500).effect(Effect::AfterMs(250)),
     ] {
         // With the limit on: a late write was accepted before and is not refused when it lands.
         let rig = Rig::with(Options {
@@ -193,8 +192,7 @@ async fn a_late_write_lands_over_a_newer_one() {
         })
         .await;
         let mut watched = rig.store.subscribe();
-        let late = Fault::new(answer).effect(Effect::AfterMs(250)).times(1);
-        rig.store.faults().add(late).unwrap();
+        rig.store.faults().add(late.times(1)).unwrap();
         let old = rig
             .request(Method::PUT, "/bulk")
             .body(pairs(["k"], "old").to_string());
@@ -256,16 +254,11 @@ async fn a_reset_is_a_reset() {
 async fn a_partial_reply_lists_a_share_of_the_keys() {
     let rig = unlimited().await;
     let keys: Vec<String> = (0..10).map(|n| format!("k{n}")).collect();
-    for (written, left) in [(false, 6), (true, 10)] {
-        let partial = PartialReply {
-            share: 0.35,
-            written,
-            status: 200,
-        };
-        let operation = Operation::BulkWrite;
-        let fault = Fault::new(Answer::Partial(partial))
-            .on_operation(operation)
-            .times(1);
+    for (fault, written, left) in [
+        (Fault::partial(0.35), false, 6),
+        (Fault::partial_but_written(0.35), true, 10),
+    ] {
+        let fault = fault.on_operation(Operation::BulkWrite).times(1);
         rig.store.faults().add(fault).unwrap();
         let reply = rig.bulk(&pairs(keys.clone(), "v")).await.json();
         assert_eq!(reply["success"], true);

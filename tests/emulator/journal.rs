@@ -80,6 +80,11 @@ async fn pairs_and_namespaces_survive_a_restart() {
     let rig = Rig::with(in_directory(directory.path(), &clock)).await;
     before.remove("short");
     assert_eq!(rig.store.snapshot(NAMESPACE), before);
+    let journal = fs::read_to_string(directory.path().join(format!("{NAMESPACE}.jsonl"))).unwrap();
+    assert!(
+        !journal.contains("\"short\""),
+        "what has expired leaves the journal"
+    );
     let listed = send(rig.namespaces(Method::GET, "?order=title"))
         .await
         .json();

@@ -10,7 +10,7 @@ use pg2kv::change::Outcome::{NotSent, Written};
 use pg2kv::sink::kv::KvClient;
 
 use super::server::{Server, Step, http, written};
-use super::{client, discreet, namespace, put, send, settings};
+use super::{client, discreet, name, namespace, put, send, settings};
 
 /// An address that refuses connections.
 async fn refused() -> String {
@@ -34,9 +34,25 @@ async fn an_unknown_host_is_not_sent() {
 
 #[tokio::test]
 async fn a_refused_connection_is_not_sent() {
-    let answer = send(&client(format!("http://{}", refused().await)), &put(1)).await;
+    let client = client(format!("http://{}", refused().await));
+    let answer = send(&client, &put(1)).await;
     assert_eq!(answer.outcome, NotSent(Connect));
     assert!(answer.detail.contains("refused"), "{}", answer.detail);
+}
+
+/// The HTTP library's errors repeat the URL, and a read has a key in it.
+#[tokio::test]
+async fn a_failed_read_does_not_show_the_key() {
+    let client = client(format!("http://{}", refused().await));
+    let read = client.get(&namespace(), &name(0)).await.unwrap_err();
+    assert_eq!(read.outcome, NotSent(Connect));
+    discreet(&format!("{read:?}"));
+    let page = client
+        .list(&namespace(), "canary-key", Some("canary-value"))
+        .await
+        .unwrap_err();
+    assert_eq!(page.outcome, NotSent(Connect));
+    discreet(&format!("{page:?}"));
 }
 
 /// TLS belongs to connecting: a server that accepts and stays silent has seen no request.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use pg2kv::change::Answer;
-use pg2kv::change::NotSentReason::Tls;
+use pg2kv::change::NotSentReason;
 use pg2kv::change::Outcome::{NotSent, Written};
 use pg2kv::sink::kv::KvClient;
 use rcgen::{
@@ -19,13 +19,13 @@ use rustls::{ServerConfig, ServerConnection, Stream};
 use super::server::{Server, Step, written};
 use super::{put, send, settings};
 
-struct Authority {
+pub(super) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -36,14 +36,14 @@ impl Authority {
         }
     }
 
-    fn file(&self) -> PathBuf {
+    pub(super) fn file(&self) -> PathBuf {
         let path = self.directory.path().join("ca.pem");
         std::fs::write(&path, self.issuer.pem()).unwrap();
         path
     }
 
-    /// A server certificate for `host`, valid between the years.
-    fn server(&self, host: &str, from: i32, until: i32) -> ServerConfig {
+    /// Configuration with a certificate for `host`, valid between the years.
+    pub(super) fn server(&self, host: &str, from: i32, until: i32) -> ServerConfig {
         let mut params = CertificateParams::new([host.to_owned()]).unwrap();
         params.not_before = date_time_ymd(from, 1, 1);
         params.not_after = date_time_ymd(until, 1, 1);
@@ -59,24 +59,36 @@ impl Authority {
     }
 }
 
-/// Serves one request over TLS. The thread ends with the connection and returns how many bytes of
-/// the request came through.
-fn serve(config: ServerConfig) -> (SocketAddr, JoinHandle<usize>) {
+/// The server's side of a connection.
+pub(super) type Tls<'a> = Stream<'a, ServerConnection, TcpStream>;
+
+/// Accepts one connection over TLS in a thread, which ends with what `serve` returns.
+pub(super) fn serve<T: Send + 'static>(
+    config: ServerConfig,
+    serve: impl FnOnce(&mut Tls<'_>) -> T + Send + 'static,
+) -> (SocketAddr, JoinHandle<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let thread = std::thread::spawn(move || {
         let (mut tcp, _) = listener.accept().unwrap();
         let mut connection = ServerConnection::new(Arc::new(config)).unwrap();
-        request(&mut connection, &mut tcp)
+        serve(&mut Stream::new(&mut connection, &mut tcp))
     });
     (address, thread)
 }
 
-fn request(connection: &mut ServerConnection, tcp: &mut TcpStream) -> usize {
-    let mut tls = Stream::new(connection, tcp);
+/// Waits for the thread without holding up the tests' runtime.
+pub(super) async fn join<T: Send + 'static>(thread: JoinHandle<T>) -> T {
+    tokio::task::spawn_blocking(|| thread.join().unwrap())
+        .await
+        .unwrap()
+}
+
+/// Serves one request and returns how many bytes of it came through.
+fn serve_request(tls: &mut Tls<'_>) -> usize {
     let mut received = Vec::new();
     let mut buffer = [0; 4_096];
-    // The body is one array, so the request is through with its closing bracket.
+    // The body is one array of objects, so the request is through with its closing brackets.
     while !received.ends_with(b"}]") {
         match tls.read(&mut buffer) {
             Ok(0) | Err(_) => return received.len(),
@@ -89,18 +101,13 @@ fn request(connection: &mut ServerConnection, tcp: &mut TcpStream) -> usize {
 
 /// What a client that trusts `authority` is answered by this server, and how much the server saw.
 async fn try_send(authority: &Authority, config: ServerConfig) -> (Answer, usize) {
-    let (address, server) = serve(config);
+    let (address, server) = serve(config, serve_request);
     let mut settings = settings(format!("https://{address}/client/v4"));
     settings.root_certificate = Some(authority.file());
     let client = KvClient::new(settings).unwrap();
     let answer = send(&client, &put(1)).await;
     drop(client);
-    (
-        answer,
-        tokio::task::spawn_blocking(|| server.join().unwrap())
-            .await
-            .unwrap(),
-    )
+    (answer, join(server).await)
 }
 
 #[tokio::test]
@@ -125,7 +132,12 @@ async fn a_server_that_is_not_trusted_gets_nothing() {
         (stranger.server("127.0.0.1", 2020, 2120), "UnknownIssuer"),
     ] {
         let (answer, bytes) = try_send(&authority, config).await;
-        assert_eq!(answer.outcome, NotSent(Tls), "{says}: {}", answer.detail);
+        assert_eq!(
+            answer.outcome,
+            NotSent(NotSentReason::Tls),
+            "{says}: {}",
+            answer.detail
+        );
         assert_eq!(bytes, 0, "{says}");
         assert!(answer.detail.contains(says), "{says}: {}", answer.detail);
         assert_eq!(answer.status, None);
@@ -136,12 +148,14 @@ async fn a_server_that_is_not_trusted_gets_nothing() {
 #[tokio::test]
 async fn without_a_configured_authority_the_systems_count() {
     let authority = Authority::new("trusted");
-    let (address, server) = serve(authority.server("127.0.0.1", 2020, 2120));
+    let config = authority.server("127.0.0.1", 2020, 2120);
+    let (address, server) = serve(config, serve_request);
     let client = KvClient::new(settings(format!("https://{address}"))).unwrap();
-    assert_eq!(send(&client, &put(1)).await.outcome, NotSent(Tls));
-    let bytes = tokio::task::spawn_blocking(|| server.join().unwrap())
-        .await
-        .unwrap();
+    assert_eq!(
+        send(&client, &put(1)).await.outcome,
+        NotSent(NotSentReason::Tls)
+    );
+    let bytes = join(server).await;
     assert_eq!(bytes, 0);
 }
 
@@ -150,5 +164,8 @@ async fn a_server_that_speaks_no_tls_gets_nothing() {
     let reply = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
     let server = Server::once(vec![Step::ReceiveBytes(100), Step::Send(reply), Step::Hang]).await;
     let client = KvClient::new(settings(format!("https://{}", server.address()))).unwrap();
-    assert_eq!(send(&client, &put(1)).await.outcome, NotSent(Tls));
+    assert_eq!(
+        send(&client, &put(1)).await.outcome,
+        NotSent(NotSentReason::Tls)
+    );
 }

@@ -1,5 +1,5 @@
 //! What the tests share.
 
-pub mod node;
-pub mod postgres;
-pub mod process;
+pub(crate) mod node;
+pub(crate) mod postgres;
+pub(crate) mod process;

@@ -73,6 +73,10 @@ impl Peers {
             .arg(script)
             .current_dir(&self.directory)
             .kill_on_drop(true);
+        // All that the scripts talk to is on this machine.
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            command.env_remove(name);
+        }
         command
     }
 

@@ -5,7 +5,6 @@
 //! data directories) is made once and kept below the target directory.
 
 // Clippy takes this for code outside tests.
-#![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::io;

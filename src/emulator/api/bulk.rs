@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::{apply, check_expiration, check_key, check_metadata, check_namespace};
 use crate::emulator::data::Write;
 use crate::emulator::desk::{Call, Desk, Partial};
-use crate::emulator::record::Pair;
+use crate::emulator::pair::Pair;
 use crate::emulator::reply::{ApiError, BulkResult, Envelope, Reply};
 use crate::emulator::route::Operation;
 

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use super::{apply, check_expiration, check_key, check_metadata, check_namespace, query};
 use crate::emulator::data::Write;
 use crate::emulator::desk::{Call, Desk};
-use crate::emulator::record::Pair;
+use crate::emulator::pair::Pair;
 use crate::emulator::reply::{ApiError, Reply};
 
 /// What a write brings, whichever form its body has.

@@ -74,6 +74,10 @@ impl Term {
             NextFetch::FallingAsleep { at, .. } if at <= now => {
                 (FetchMode::FallingAsleep, WakeCause::Writers)
             }
+            // Without a doorbell the bell stays silent, or writers would notify in vain.
+            NextFetch::Asleep { poll_at } if poll_at <= now && !shared.settings.doorbell => {
+                (FetchMode::Awake, WakeCause::Poll)
+            }
             NextFetch::Asleep { poll_at } if poll_at <= now => {
                 self.fetch.next = NextFetch::FallingAsleep {
                     at: now,
@@ -123,6 +127,9 @@ impl Term {
                     backfills::of(&mut self.walks, change.sync).want("resync", vec![change.id]);
                 }
             }
+        }
+        for sync in std::mem::take(&mut self.new_syncs) {
+            backfills::of(&mut self.walks, sync).want("new sync", Vec::new());
         }
         let redundant = self.queue.take_redundant();
         self.settle.add_redundant(redundant);

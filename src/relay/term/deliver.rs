@@ -24,7 +24,7 @@ const REJECTED_IN_A_ROW_MAX: u32 = 20;
 pub(super) struct Sent {
     sync: SyncId,
     slots: Vec<Slot>,
-    at: Mono,
+    pub(super) at: Mono,
 }
 
 /// What goes into a body.
@@ -48,6 +48,12 @@ impl Term {
         let mut rendered = rendered.into_iter();
         for item in items {
             let slot = item.slot;
+            // A walk may take a key within its interval: claimed now, it is written when it may be.
+            if self.queue.not_before(slot) > now {
+                rendered.next();
+                self.again(shared, now, slot, now);
+                continue;
+            }
             let (content, names_it) = match rendered.next() {
                 // The byte limit was reached before this key.
                 None => {
@@ -74,6 +80,7 @@ impl Term {
             };
             if known && !self.queue.is_in_doubt(slot) {
                 unchanged += 1;
+                self.clear_letter(sync, slot);
                 self.resolve(shared, now, slot, Verdict::Unchanged);
                 continue;
             }
@@ -170,10 +177,17 @@ impl Term {
             took: now.since(at),
             answer,
         });
-        self.sending_after(shared, now, policy.sending, detail.clone(), until_midnight);
+        self.sending_after(
+            shared,
+            now,
+            at,
+            policy.sending,
+            detail.clone(),
+            until_midnight,
+        );
         let hold_until = match policy.sync {
             ForSync::Healthy => {
-                self.proven(shared, sync);
+                self.proven(shared, sync, at);
                 now
             }
             ForSync::Unchanged => now,
@@ -197,7 +211,7 @@ impl Term {
                     self.again(shared, now, slot, at);
                 }
             }
-            ForKeys::Halve => self.halve(shared, now, sync, slots, batch, detail),
+            ForKeys::Halve => self.halve(shared, now, sync, slots, detail),
         }
     }
 
@@ -226,15 +240,13 @@ impl Term {
             }
             count += 1;
             if let Some(key) = self.queue.key(slot).cloned() {
-                if self.queue.is_in_doubt(slot) {
+                if self.queue.is_in_doubt(slot) || sent_at <= self.seen_since {
                     self.seen.forget(sync, &key);
                 } else {
                     self.seen.note(sync, &key, content);
                 }
-                if self.syncs[usize::from(sync.0)].may_have_dead_letters {
-                    self.settle.decide(sync, key, Fate::Cleared);
-                }
             }
+            self.clear_letter(sync, slot);
             waited.extend(self.resolve(shared, now, slot, Verdict::Written { sent_at }));
         }
         let (puts, deletes) = match batch {
@@ -249,45 +261,41 @@ impl Term {
         });
     }
 
-    /// Halves a refused batch and sends both halves; a single pair goes to the dead letters.
+    /// KV has what the key's rows say, so a dead letter from before is outdated.
+    fn clear_letter(&mut self, sync: SyncId, slot: Slot) {
+        if self.syncs[usize::from(sync.0)].may_have_dead_letters
+            && let Some(key) = self.queue.key(slot).cloned()
+        {
+            self.settle.decide(sync, key, Fate::Cleared);
+        }
+    }
+
+    /// Halves a refused batch; a single pair goes to the dead letters.
+    ///
+    /// The halves are read anew and wait their turn like any batch, so that many poisoned pairs can
+    /// neither pass the request budget nor the number of requests in flight.
     pub(super) fn halve(
         &mut self,
         shared: &mut Shared<'_>,
         now: Mono,
         sync: SyncId,
-        mut slots: Vec<Slot>,
-        mut batch: Batch,
+        slots: Vec<Slot>,
         detail: String,
     ) {
         if slots.len() > 1 {
-            let middle = slots.len() / 2;
-            let right_slots = slots.split_off(middle);
-            let right = match &mut batch {
-                Batch::Put(documents) => Batch::Put(documents.split_off(middle)),
-                Batch::Delete(names) => Batch::Delete(names.split_off(middle)),
-            };
-            self.send(shared, now, sync, slots, batch);
-            self.send(shared, now, sync, right_slots, right);
+            self.take_apart(sync, slots.into_iter().map(Item::claimed).collect());
             return;
+        }
+        for slot in slots {
+            let poison = Poison::new(PoisonReason::Rejected, detail.clone());
+            self.bury(shared, now, sync, slot, poison);
         }
         let state = &mut self.syncs[usize::from(sync.0)];
         state.rejected_in_a_row += 1;
         if state.rejected_in_a_row > REJECTED_IN_A_ROW_MAX {
+            // Dead letters go on at the pace of the hold's probes: it may be the rows after all.
             let detail = format!("KV refuses every pair of this sync: {detail}");
-            let at = self.hold(shared, now, sync, HoldReason::Unexpected, detail, None);
-            for slot in slots {
-                self.again(shared, now, slot, at);
-            }
-            return;
-        }
-        for slot in slots {
-            self.bury(
-                shared,
-                now,
-                sync,
-                slot,
-                Poison::new(PoisonReason::Rejected, detail.clone()),
-            );
+            self.hold(shared, now, sync, HoldReason::Unexpected, detail, None);
         }
     }
 
@@ -295,13 +303,14 @@ impl Term {
         &mut self,
         shared: &mut Shared<'_>,
         now: Mono,
+        began: Mono,
         sending: ForSending,
         detail: String,
         until_midnight: Duration,
     ) {
         let (reason, at_least) = match sending {
             ForSending::Healthy => {
-                if self.sending.open().is_some() {
+                if self.sending.open(began).is_some() {
                     shared.tell(Notice::Unblocked);
                 }
                 let grown = self.pairs + (self.pairs / 4).max(1);
@@ -347,6 +356,12 @@ impl Term {
         hint: Option<String>,
     ) -> Mono {
         let jitter = shared.jitter();
+        let state = &mut self.syncs[usize::from(sync.0)];
+        if reason == HoldReason::NamespaceGone && state.lost_at.replace(now).is_none() {
+            // Whatever stood in the namespace may be gone with it. The ledger must know before the
+            // namespace is back, or a crash in between would lose this.
+            backfills::of(&mut self.walks, sync).want("the namespace was gone", Vec::new());
+        }
         let gate = &mut self.syncs[usize::from(sync.0)].gate;
         let (pause, news) = gate.close(now, reason, detail.clone(), None, jitter);
         if news {
@@ -361,27 +376,16 @@ impl Term {
         now + pause
     }
 
-    /// A write of the sync is proven.
-    pub(super) fn proven(&mut self, shared: &mut Shared<'_>, sync: SyncId) {
+    /// A request of the sync that was sent at `sent_at` did what it should.
+    pub(super) fn proven(&mut self, shared: &mut Shared<'_>, sync: SyncId, sent_at: Mono) {
         let state = &mut self.syncs[usize::from(sync.0)];
         state.rejected_in_a_row = 0;
-        if state
-            .gate
-            .closed()
-            .is_some_and(|(why, ..)| why == HoldReason::NamespaceGone)
-        {
-            // Whatever stood in the namespace may be gone with it.
-            backfills::of(&mut self.walks, sync).want("namespace came back", Vec::new());
-            self.seen.clear();
+        if state.lost_at.is_some_and(|at| sent_at > at) {
+            state.lost_at = None;
         }
-        if self.syncs[usize::from(sync.0)].gate.closed().is_some() {
-            self.resume(shared, sync);
+        if state.gate.open(sent_at).is_some() {
+            shared.tell(Notice::Resumed { sync });
         }
-    }
-
-    pub(super) fn resume(&mut self, shared: &mut Shared<'_>, sync: SyncId) {
-        self.syncs[usize::from(sync.0)].gate.open();
-        shared.tell(Notice::Resumed { sync });
     }
 
     /// A page of names could not be listed; returns when to try again.
@@ -394,7 +398,14 @@ impl Term {
     ) -> Mono {
         let policy = policy::of(&answer.outcome);
         let detail = answer.detail.clone();
-        self.sending_after(shared, now, policy.sending, detail.clone(), Duration::ZERO);
+        self.sending_after(
+            shared,
+            now,
+            now,
+            policy.sending,
+            detail.clone(),
+            Duration::ZERO,
+        );
         let held = match policy.sync {
             ForSync::Hold(reason) => self.hold(shared, now, sync, reason, detail, None),
             ForSync::Healthy | ForSync::Unchanged => now + shared.settings.backoff.initial,

@@ -18,8 +18,8 @@ use self::settle::Settlement;
 use super::backfills::{self, Walk};
 use super::holds::{BlockReason, Gate, HoldReason};
 use super::{
-    BatchId, Effect, Event, Notice, Output, Recovered, RequestId, Settings, Status, StatusBlock,
-    StatusSync,
+    BatchId, Effect, Event, IDENTITY_CHANGED, Notice, Output, Recovered, RequestId, Settings,
+    Status, StatusBlock, StatusSync,
 };
 use crate::change::{ClaimId, Epoch, Mono, SyncId};
 use crate::ledger::{Failure, FailureKind};
@@ -57,11 +57,13 @@ pub(super) struct Term {
     epoch: Epoch,
     queue: Queue,
     seen: Seen,
+    /// What was sent up to then says nothing about KV any more.
+    seen_since: Mono,
     lease: Lease,
     fetch: Fetch,
     batches: HashMap<BatchId, Preparing>,
     requests: HashMap<RequestId, Sent>,
-    /// Batches whose read must be tried in halves; their keys are claimed.
+    /// Halves of batches that failed as a whole; their keys are claimed.
     halves: VecDeque<(SyncId, Vec<Item>)>,
     /// Open keys of each claim.
     claims: HashMap<ClaimId, usize>,
@@ -69,6 +71,8 @@ pub(super) struct Term {
     sending: Gate<BlockReason>,
     syncs: Vec<Sync>,
     walks: Vec<Walk>,
+    /// Writes that no claim names may land until then, so a walk before would be in vain.
+    unsure_until: Option<Mono>,
     pairs: usize,
     next_id: u64,
     draining: Option<Mono>,
@@ -85,6 +89,8 @@ struct Lease {
 struct Sync {
     gate: Gate<HoldReason>,
     rejected_in_a_row: u32,
+    /// When its namespace was last found gone, until it is there again.
+    lost_at: Option<Mono>,
     /// Dead letters of this sync may stand in the ledger, so a proven write clears its key's.
     may_have_dead_letters: bool,
     /// Batches and requests under way.
@@ -105,6 +111,7 @@ impl Term {
             epoch,
             queue: Queue::new(settings.queue, count),
             seen: Seen::new(settings.seen_max),
+            seen_since: Mono::ZERO,
             lease: Lease {
                 trusted_until: trusted_until(settings, began),
                 heartbeat_at: began + settings.lease_ttl / 3,
@@ -121,11 +128,14 @@ impl Term {
                 .map(|_| Sync {
                     gate: Gate::new(settings.backoff),
                     rejected_in_a_row: 0,
+                    lost_at: None,
                     may_have_dead_letters: false,
                     busy: 0,
                 })
                 .collect(),
             walks: backfills::walks(count),
+            new_syncs: Vec::new(),
+            unsure_until: None,
             pairs: settings.pairs_max,
             next_id: 0,
             draining: None,
@@ -144,9 +154,10 @@ impl Term {
     }
 
     /// Every claim found is in doubt: its writer may have died at any point, and what it sent may
-    /// land late.
+    /// land late. It may even live: after a restart of the server its lease is free at once, while
+    /// it trusts itself for up to a ttl and retries what it had claimed.
     fn recover(&mut self, settings: &Settings, now: Mono, recovered: Recovered, out: &mut Output) {
-        let doubt_until = now + settings.late_write_window;
+        let doubt_until = now + settings.lease_ttl + settings.late_write_window;
         for (claim, sync, keys) in recovered.claims {
             self.claims.insert(claim, keys.len());
             let empty = keys.is_empty();
@@ -163,10 +174,11 @@ impl Term {
         for (sync, count) in recovered.dead {
             self.syncs[usize::from(sync.0)].may_have_dead_letters = count > 0;
         }
-        for sync in recovered.new_syncs {
-            backfills::of(&mut self.walks, sync).want("new sync", Vec::new());
-        }
+        self.new_syncs = recovered.new_syncs;
         for backfill in recovered.backfills {
+            if backfill.reason == IDENTITY_CHANGED {
+                self.unsure_until = Some(doubt_until);
+            }
             out.notices.push(Notice::BackfillStarted {
                 sync: backfill.sync,
                 reason: format!("{} (resumed)", backfill.reason),
@@ -190,7 +202,14 @@ impl Term {
             Event::SessionLost(failure) => Err(failure),
             Event::Heartbeat(result) => {
                 self.lease.beating = false;
-                let began = result?;
+                let began = match result {
+                    Ok(began) => began,
+                    // The lease is still trusted for a while.
+                    Err(failure) => {
+                        self.lease.heartbeat_at = now + self.passing(shared, failure)?;
+                        return Ok(());
+                    }
+                };
                 self.lease.trusted_until = self
                     .lease
                     .trusted_until
@@ -323,6 +342,12 @@ impl Term {
                 backfill: walk.current().cloned(),
             })
             .collect();
+    }
+
+    /// Forgets what stands in KV, what is on its way there included.
+    fn forget_seen(&mut self, now: Mono) {
+        self.seen.clear();
+        self.seen_since = now;
     }
 
     fn next_id(&mut self) -> u64 {

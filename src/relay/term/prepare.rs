@@ -23,6 +23,17 @@ pub(super) struct Item {
     pub(super) listed: Option<ContentHash>,
 }
 
+impl Item {
+    /// A key that a claim holds.
+    pub(super) fn claimed(slot: Slot) -> Self {
+        Self {
+            slot,
+            ids: Vec::new(),
+            listed: None,
+        }
+    }
+}
+
 /// A batch that is being claimed and read.
 #[derive(Debug)]
 pub(super) struct Preparing {
@@ -30,6 +41,7 @@ pub(super) struct Preparing {
     items: Vec<Item>,
     claims: bool,
     step: Option<BackfillStep>,
+    began: Mono,
 }
 
 impl Term {
@@ -77,12 +89,15 @@ impl Term {
             Pass::Probe => return None,
             Pass::Closed(until) => until,
         };
+        let walks_from = self.walks_from(now);
         let work = (0..self.syncs.len())
             .filter_map(|index| {
                 let sync = sync_id(index);
                 let walk = &self.walks[index];
                 let room = walk.wants_start() || self.queue.room() >= settings.backfill_chunk;
-                let walk = (walk.has_work() && room).then(|| walk.not_before());
+                let walk = walks_from
+                    .filter(|_| walk.has_work() && room)
+                    .map(|from| walk.not_before().max(from));
                 let halves = self.halves.iter().any(|(of, _)| *of == sync).then_some(now);
                 let due = self
                     .queue
@@ -103,8 +118,8 @@ impl Term {
 
     pub(super) fn drive_batches(&mut self, shared: &mut Shared<'_>, now: Mono) {
         while let Some(pairs) = self.allowance(shared, now) {
-            if let Some((sync, items)) = self.halves.pop_front() {
-                self.prepare(shared, sync, items, None);
+            if let Some((sync, items)) = self.next_half(now) {
+                self.prepare(shared, now, sync, items, None);
                 continue;
             }
             let next = (0..self.syncs.len())
@@ -125,13 +140,14 @@ impl Term {
                     listed: None,
                 })
                 .collect();
-            self.prepare(shared, sync, items, None);
+            self.prepare(shared, now, sync, items, None);
         }
     }
 
     pub(super) fn prepare(
         &mut self,
         shared: &mut Shared<'_>,
+        now: Mono,
         sync: SyncId,
         items: Vec<Item>,
         step: Option<BackfillStep>,
@@ -169,6 +185,7 @@ impl Term {
                 items,
                 claims,
                 step,
+                began: now,
             },
         );
         shared.emit(Effect::Prepare { batch, request });
@@ -187,6 +204,7 @@ impl Term {
             items,
             claims,
             step,
+            began,
         }) = self.batches.remove(&batch)
         else {
             return Ok(());
@@ -212,13 +230,7 @@ impl Term {
         }
         match read {
             Ok(rendered) => {
-                if self.syncs[usize::from(sync.0)]
-                    .gate
-                    .closed()
-                    .is_some_and(|(why, ..)| why == HoldReason::Relation)
-                {
-                    self.resume(shared, sync);
-                }
+                self.readable(shared, sync, began);
                 self.rendered(shared, now, sync, items, rendered);
                 Ok(())
             }
@@ -230,15 +242,8 @@ impl Term {
                 Ok(())
             }
             Err(failure) if failure.kind == FailureKind::Row => {
-                let mut left: Vec<Item> = items
-                    .into_iter()
-                    .map(|item| Item {
-                        ids: Vec::new(),
-                        ..item
-                    })
-                    .collect();
-                let right = left.split_off(left.len() / 2);
-                self.halves.extend([(sync, left), (sync, right)]);
+                let items = items.into_iter().map(|item| Item::claimed(item.slot));
+                self.take_apart(sync, items.collect());
                 Ok(())
             }
             Err(failure) => {
@@ -248,6 +253,32 @@ impl Term {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Something in a claimed batch fails it: each half is tried for itself.
+    pub(super) fn take_apart(&mut self, sync: SyncId, mut left: Vec<Item>) {
+        let right = left.split_off(left.len() / 2);
+        self.halves.extend([(sync, left), (sync, right)]);
+    }
+
+    /// The next half whose sync may pass.
+    fn next_half(&mut self, now: Mono) -> Option<(SyncId, Vec<Item>)> {
+        let at = self
+            .halves
+            .iter()
+            .position(|(sync, _)| self.sync_allowance(*sync, now, 1).is_some())?;
+        self.halves.remove(at)
+    }
+
+    /// A read of the sync's table that began at `began` went well.
+    pub(super) fn readable(&mut self, shared: &mut Shared<'_>, sync: SyncId, began: Mono) {
+        let gate = &mut self.syncs[usize::from(sync.0)].gate;
+        let unreadable = gate
+            .closed()
+            .is_some_and(|(why, ..)| why == HoldReason::Relation);
+        if unreadable && gate.open(began).is_some() {
+            shared.tell(Notice::Resumed { sync });
         }
     }
 

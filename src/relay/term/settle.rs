@@ -166,8 +166,8 @@ impl Term {
         self.syncs[usize::from(sync.0)].may_have_dead_letters = true;
         shared.tell(Notice::Dead {
             sync,
-            reason: poison.reason,
-            detail: poison.detail.clone(),
+            key: key.clone(),
+            poison: poison.clone(),
         });
         self.settle.decide(sync, key, Fate::Dead(poison));
         self.resolve(shared, now, slot, Verdict::Dead);

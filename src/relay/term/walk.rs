@@ -9,12 +9,18 @@ use crate::relay::{Effect, HoldReason, Notice, SweepFailure, Swept};
 
 impl Term {
     pub(super) fn drive_backfills(&mut self, shared: &mut Shared<'_>, now: Mono) {
+        if self.walks_from(now).is_none_or(|at| at > now) {
+            return;
+        }
+        if self.unsure_until.take().is_some() {
+            self.forget_seen(now);
+        }
         for index in 0..self.syncs.len() {
             let sync = sync_id(index);
             // A start writes only to the ledger, so nothing but its own hold delays it.
             if self.walks[index].wants_start() {
                 if self.walks[index].not_before() <= now {
-                    self.next_walk(shared, now, sync);
+                    self.next_walk(shared, now, sync, 0);
                 }
                 continue;
             }
@@ -23,13 +29,25 @@ impl Term {
             {
                 continue;
             }
-            let Some(pairs) = self.allowance(shared, now) else {
-                return;
-            };
-            if self.sync_allowance(sync, now, pairs).is_some() {
-                self.next_walk(shared, now, sync);
+            // A start of another sync needs no allowance, so the others are still looked at.
+            if let Some(pairs) = self.allowance(shared, now)
+                && let Some(pairs) = self.sync_allowance(sync, now, pairs)
+            {
+                self.next_walk(shared, now, sync, pairs);
             }
         }
+    }
+
+    /// When backfills may go on; `None` while only answers tell.
+    ///
+    /// **Invariant:** after a change of identity no key counts as walked by a request that was sent
+    /// before all unknown writes had landed.
+    pub(super) fn walks_from(&self, now: Mono) -> Option<Mono> {
+        let Some(until) = self.unsure_until else {
+            return Some(now);
+        };
+        let older = self.requests.values().any(|sent| sent.at < until);
+        (until > now || !older).then_some(until)
     }
 
     /// Whether the walk of a sync could take its next step, were sending free.
@@ -41,16 +59,18 @@ impl Term {
 
     /// Live changes go first.
     fn live_is_due(&self, now: Mono) -> bool {
-        !self.halves.is_empty()
+        self.halves
+            .iter()
+            .any(|(sync, _)| self.sync_allowance(*sync, now, 1).is_some())
             || (0..self.syncs.len()).map(sync_id).any(|sync| {
                 self.queue.due_at(sync).is_some_and(|at| at <= now)
                     && self.sync_allowance(sync, now, 1).is_some()
             })
     }
 
-    fn next_walk(&mut self, shared: &mut Shared<'_>, now: Mono, sync: SyncId) {
-        let limit = shared.settings.backfill_chunk.min(self.pairs);
-        match backfills::of(&mut self.walks, sync).next() {
+    fn next_walk(&mut self, shared: &mut Shared<'_>, now: Mono, sync: SyncId, pairs: usize) {
+        let limit = shared.settings.backfill_chunk.min(pairs);
+        match backfills::of(&mut self.walks, sync).next(now) {
             Some(Next::Start { reason, markers }) => {
                 shared.emit(Effect::StartBackfill {
                     sync,
@@ -77,7 +97,7 @@ impl Term {
         match result {
             Ok(backfill) => {
                 // What is known of KV is what the backfill is to look at again.
-                self.seen.clear();
+                self.forget_seen(now);
                 let reason = backfill.reason.clone();
                 shared.tell(Notice::BackfillStarted { sync, reason });
                 backfills::of(&mut self.walks, sync).resume(backfill);
@@ -105,7 +125,9 @@ impl Term {
         let walk = backfills::of(&mut self.walks, sync);
         let step = walk.after_rows(walked.position, walked.keys.len());
         let keys = walked.keys.into_iter().map(|key| (key, None)).collect();
-        self.chunk(shared, sync, keys, step);
+        let began = walk.began();
+        self.readable(shared, sync, began);
+        self.chunk(shared, now, sync, keys, step);
         Ok(())
     }
 
@@ -122,6 +144,10 @@ impl Term {
                 foreign,
                 next,
             }) => {
+                let began = backfills::of(&mut self.walks, sync).began();
+                // A list is a request too: it shows that the API and the namespace are there.
+                self.sending.open(began);
+                self.proven(shared, sync, began);
                 let walk = backfills::of(&mut self.walks, sync);
                 walk.count_foreign(foreign);
                 let step = walk.after_names(next, keys.len());
@@ -129,7 +155,7 @@ impl Term {
                     .into_iter()
                     .map(|(key, hash)| (key, Some(hash)))
                     .collect();
-                self.chunk(shared, sync, keys, step);
+                self.chunk(shared, now, sync, keys, step);
                 Ok(())
             }
             Err(SweepFailure::Ledger(failure)) => self.walk_failed(shared, now, sync, failure),
@@ -172,6 +198,7 @@ impl Term {
     fn chunk(
         &mut self,
         shared: &mut Shared<'_>,
+        now: Mono,
         sync: SyncId,
         keys: Vec<(Key, Option<ContentHash>)>,
         step: BackfillStep,
@@ -190,7 +217,7 @@ impl Term {
         if items.is_empty() {
             shared.emit(Effect::Advance { sync, step });
         } else {
-            self.prepare(shared, sync, items, Some(step));
+            self.prepare(shared, now, sync, items, Some(step));
         }
     }
 

@@ -68,6 +68,8 @@ fn success_must_be_proven() {
         (bulk(4, ""), Ambiguous(BadReply)),
         (bulk(3, r#""b""#), Ambiguous(BadReply)),
         (bulk(2, r#""unknown""#), Ambiguous(BadReply)),
+        (bulk(3, r#""unknown""#), Ambiguous(BadReply)),
+        (bulk(2, r#""a","unknown""#), Ambiguous(BadReply)),
         (r#"{"successful_key_count":2}"#.into(), Ambiguous(BadReply)),
         ("{}".into(), Ambiguous(BadReply)),
         ("null".into(), Ambiguous(BadReply)),

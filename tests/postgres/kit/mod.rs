@@ -1,7 +1,6 @@
 //! The SQL kit against real servers, the installed one and a newer major.
 
 // Clippy takes these for code outside tests.
-#![allow(clippy::unwrap_used)]
 
 mod capture;
 mod install;

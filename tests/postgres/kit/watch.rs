@@ -140,8 +140,29 @@ async fn a_table_that_is_in_use_is_named_with_who_uses_it(server: Server) {
                      + (select count(*) from pg_proc where proname ~ '^capture_')";
     assert_eq!(text(&admin, &format!("select ({made})::text")).await, "0");
 
-    run(&writer, "commit").await;
+    run(&writer, "prepare transaction 'forgotten'").await;
+    let error = refusal(&admin, "select pg2kv.watch('t', 't', '{id}')").await;
+    assert!(
+        error
+            .message()
+            .contains("a prepared transaction (see pg_prepared_xacts)"),
+        "{error}"
+    );
+
+    run(&writer, "commit prepared 'forgotten'").await;
     run(&admin, "select pg2kv.watch('t', 't', '{id}')").await;
+    run(&writer, "begin; select * from t").await;
+    let error = refusal(&admin, "select pg2kv.unwatch('t')").await;
+    assert!(
+        error
+            .message()
+            .contains(&format!("because of process {pid} (idle")),
+        "{error}"
+    );
+    assert_eq!(
+        text(&admin, "select triggers from pg2kv.status()").await,
+        "ok"
+    );
 }
 
 async fn what_cannot_be_watched_is_refused_with_a_remedy(server: Server) {
