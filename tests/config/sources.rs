@@ -26,7 +26,9 @@ fn later_files_win_and_the_environment_wins_over_all() {
     let first = files.write("first.toml", BASE);
     let second = files.write(
         "second.yaml",
-        "queue:\n  quiet: 10ms\n  max_wait: 20ms\nkv:\n  in_flight_max: 2\n",
+        &format!(
+            "queue:\n  quiet: 10ms\n  max_wait: 20ms\nkv:\n  in_flight_max: 2\n  namespace_id: {ID}\n"
+        ),
     );
     let config = load(
         &[first.clone(), second.clone()],
@@ -40,6 +42,7 @@ fn later_files_win_and_the_environment_wins_over_all() {
     assert_eq!(config.queue.quiet, Duration::from_millis(15));
     assert_eq!(config.queue.max_wait, Duration::from_millis(20));
     assert_eq!(config.kv.in_flight_max, 2);
+    assert_eq!(config.syncs[0].namespace_id.as_str(), ID);
     assert_eq!(config.kv.pairs_max, 100);
     assert!(config.queue.leading);
     assert_eq!(config.kv.requests_per_5min, Some(1_200));
@@ -52,6 +55,13 @@ fn later_files_win_and_the_environment_wins_over_all() {
     assert_eq!(
         *of("kv", "pairs_max"),
         Origin::Variable("pg2kv__kv__pairs_max".into())
+    );
+    assert_eq!(
+        *of("kv", "namespace_id"),
+        Origin::File {
+            path: second.clone(),
+            line: None
+        }
     );
     assert_eq!(
         *of("queue", "max_wait"),

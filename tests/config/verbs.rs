@@ -187,7 +187,7 @@ async fn install_then_check_then_status_then_resync() {
         "{table}"
     );
     let words: Vec<_> = table.lines().last().unwrap().split_whitespace().collect();
-    assert_eq!(words[..3], ["users", "users", "4"], "{table}");
+    assert_eq!(words[..3], ["users", "public.users", "4"], "{table}");
 }
 
 #[tokio::test]
