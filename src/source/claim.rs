@@ -359,11 +359,11 @@ impl Reader {
             .link
             .call(&doing, 3, Place::Relation, async {
                 let (begun, rows, committed) = tokio::join!(
-                    biased;
-            client.batch_execute("begin read only"),
-                    client.query(statement, &parameters),
-                    client.batch_execute("commit"),
-                );
+                        biased;
+                client.batch_execute("begin read only"),
+                        client.query(statement, &parameters),
+                        client.batch_execute("commit"),
+                    );
                 begun?;
                 let rows = rows?;
                 committed?;
