@@ -21,14 +21,14 @@ const GAPS_MAX: usize = 512;
 /// A transaction that holds RowExclusiveLock on the outbox: `virtualtransaction` of `pg_locks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Holder {
-    /// Slot of the server process; -1 for a prepared transaction.
+    /// Slot of the server process; -1 for none.
     pub(crate) process: i64,
     /// Number of the transaction within the slot.
     pub(crate) transaction: i64,
 }
 
 impl Holder {
-    /// Reads `3/412`, or `-1/733` for a prepared transaction.
+    /// Reads `3/412`, or `-1/733` for a prepared transaction without a process.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (process, transaction) = text.split_once('/')?;
         Some(Self {
@@ -37,7 +37,8 @@ impl Holder {
         })
     }
 
-    /// A transaction that was prepared changes its identity: it leaves its process.
+    /// A server that does not keep the number of a transaction that is prepared (14.0) shows it as
+    /// a new one without a process. Later ones keep it, and then nothing special happens here.
     fn is_prepared(self) -> bool {
         self.process < 0
     }

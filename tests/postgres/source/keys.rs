@@ -17,12 +17,19 @@ fn typed(id: u16, name: &str, keys: &[&str]) -> SyncSource {
     }
 }
 
+/// Table, type, and values as SQL with their canonical text.
+type Case = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
 /// Written in a session with other settings than the daemon's; the trigger's key finds the row, the
 /// walk gives the same key, and the columns are canonical text.
 #[tokio::test]
 async fn keys_of_every_type_find_their_row() {
     let bench = Bench::new().await;
-    let cases: &[(&str, &str, &[(&str, &str)])] = &[
+    let cases: &[Case] = &[
         (
             "bigint",
             "bigint",
