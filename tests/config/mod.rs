@@ -1,7 +1,5 @@
 //! Configuration and command line, as an operator meets them.
 
-#![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
-
 mod cli;
 mod errors;
 mod example;
