@@ -22,6 +22,10 @@ pub(super) fn start(log: &Log) -> Result<(), Failure> {
             what: format!("{place} is not a filter for logs: {error}"),
             help: Some("write a level, or directives such as \"info,pg2kv=debug\"".to_owned()),
         })?;
+    // At debug the driver writes parameters of statements, which are keys.
+    let filter = DRIVERS
+        .into_iter()
+        .fold(filter, |filter, driver| filter.add_directive(driver));
     let terminal = io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
