@@ -102,7 +102,7 @@ fn imports_run_one_way() {
         ("sql_kit", vec![]),
         ("metrics", vec![]),
         ("throwaway", vec![]),
-        ("emulator", vec![]),
+        ("emulator", vec!["change"]),
         (
             "daemon",
             vec![
@@ -198,10 +198,10 @@ fn files_stay_small_and_say_what_they_own() {
     for path in sources("src").into_iter().chain(sources("tests")) {
         let text = fs::read_to_string(&path).unwrap();
         let lines = text.lines().count();
-        if lines > LINES_MAX && !path.ends_with("tests.rs") {
+        if lines > LINES_MAX {
             wrong.push(format!("{}: {lines} lines", path.display()));
         }
-        if !text.starts_with("//!") {
+        if !text.starts_with("//!") && !path.ends_with("tests.rs") {
             wrong.push(format!(
                 "{}: does not begin with what it owns",
                 path.display()

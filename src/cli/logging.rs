@@ -9,6 +9,9 @@ use super::EXIT_CONFIG;
 use super::output::Failure;
 use crate::config::{Log, LogFormat};
 
+/// At debug the driver writes the parameters of statements, which are keys: never that.
+const DRIVER: &str = "tokio_postgres=info";
+
 /// Starts to log. `RUST_LOG` has the last word on the filter.
 pub(super) fn start(log: &Log) -> Result<(), Failure> {
     let (filter, place) = match std::env::var("RUST_LOG") {
@@ -22,10 +25,10 @@ pub(super) fn start(log: &Log) -> Result<(), Failure> {
             what: format!("{place} is not a filter for logs: {error}"),
             help: Some("write a level, or directives such as \"info,pg2kv=debug\"".to_owned()),
         })?;
-    // At debug the driver writes parameters of statements, which are keys.
-    let filter = DRIVERS
-        .into_iter()
-        .fold(filter, |filter, driver| filter.add_directive(driver));
+    let filter = match DRIVER.parse() {
+        Ok(driver) => filter.add_directive(driver),
+        Err(_) => filter,
+    };
     let terminal = io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

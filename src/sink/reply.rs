@@ -218,7 +218,7 @@ impl Entry<'_> {
 fn content_hash(metadata: &str) -> Option<ContentHash> {
     #[derive(Deserialize)]
     struct Metadata {
-        pg2kv: String, // crate::document::METADATA_HASH_MEMBER
+        pg2kv: String, // the member that `document` names METADATA_HASH_MEMBER
     }
     let hash = serde_json::from_str::<Metadata>(metadata).ok()?.pg2kv;
     let digits = hash

@@ -336,7 +336,7 @@ impl Postgres {
                     output: self.log_tail(),
                 });
             }
-            thread::sleep(LOOK_EVERY);
+            thread::park_timeout(LOOK_EVERY);
         }
     }
 
@@ -378,7 +378,7 @@ impl Running {
             if ended.is_some() || Instant::now() >= deadline {
                 return Ok(ended.is_some());
             }
-            thread::sleep(LOOK_EVERY);
+            thread::park_timeout(LOOK_EVERY);
         }
     }
 
