@@ -182,10 +182,6 @@ impl Database {
         self.durable.dead.contains(&place)
     }
 
-    pub(super) fn epoch(&self) -> i64 {
-        self.durable.epoch
-    }
-
     pub(super) fn backfill(&self, sync: usize) -> Option<&BackfillRow> {
         self.durable.backfills[sync].as_ref()
     }
@@ -513,6 +509,10 @@ impl Database {
         }
         for id in &request.ids {
             durable.delete(id.0);
+        }
+        if self.mutant == Some(Mutant::ReadBeforeClaim) {
+            let named = request.keys.iter().map(|key| (sync, number(key)));
+            durable.delete_by_key(named.collect());
         }
         if let Some(step) = &request.backfill {
             durable.advance(sync, step);
