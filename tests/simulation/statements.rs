@@ -370,7 +370,7 @@ impl World {
                 }
             }
             Job::Settle(request) => {
-                let result = self.database.settle(from, &request);
+                let result = self.database.settle(self.now, from, &request);
                 self.deliver(from, Event::Settled(result.map_err(failure)));
             }
             Job::Compact(ids) => {
@@ -453,7 +453,7 @@ impl World {
                 Job::Claim { request, .. } | Job::LateClaim { request, .. } => {
                     self.database.claim(from, request).map(|_| ())
                 }
-                Job::Settle(request) => self.database.settle(from, request),
+                Job::Settle(request) => self.database.settle(self.now, from, request),
                 Job::Compact(ids) => self.database.compact(from, ids),
                 Job::Start {
                     sync,

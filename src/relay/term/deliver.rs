@@ -392,6 +392,7 @@ impl Term {
         shared: &mut Shared<'_>,
         now: Mono,
         sync: SyncId,
+        began: Mono,
         answer: &Answer,
     ) -> Mono {
         let policy = policy::of(&answer.outcome);
@@ -399,7 +400,7 @@ impl Term {
         self.sending_after(
             shared,
             now,
-            now,
+            began,
             policy.sending,
             detail.clone(),
             Duration::ZERO,
