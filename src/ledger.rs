@@ -68,7 +68,8 @@ pub enum BackfillStep {
         /// Rows and names done so far.
         done: u64,
     },
-    /// Nothing is left to do.
+    /// Nothing is left to do. Dead letters of the sync from before the backfill's start are deleted
+    /// with this step: every key that has rows or a pair was looked at since, so theirs have neither.
     Done,
 }
 

@@ -355,7 +355,7 @@ impl Queue {
                         last: first,
                         at_once: false,
                         ids,
-                    })
+                    });
                 }
             }
         }

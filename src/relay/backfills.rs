@@ -83,7 +83,7 @@ impl Walk {
                 self.wanted = Some(Wanted {
                     reason: reason.to_owned(),
                     markers,
-                })
+                });
             }
         }
     }

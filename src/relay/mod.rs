@@ -497,6 +497,10 @@ impl Relay {
             Event::Released => self.state = State::Done,
             event => {
                 if let State::Term(term) = &mut self.state {
+                    // A term that lives to its first heartbeat is more than a flicker.
+                    if matches!(event, Event::Heartbeat(Ok(_))) {
+                        self.session_backoff.reset();
+                    }
                     let mut shared = term::Shared {
                         settings: &self.settings,
                         budget: &mut self.budget,
@@ -563,7 +567,6 @@ impl Relay {
                 began,
                 recovered,
             } => {
-                self.session_backoff.reset();
                 let keys = recovered.claims.iter().map(|(_, _, keys)| keys.len()).sum();
                 out.notices.push(Notice::Elected {
                     epoch,
@@ -735,3 +738,6 @@ fn ends_term(failure: &Failure) -> bool {
         FailureKind::Connection | FailureKind::Fenced | FailureKind::Refused
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pg2kv::change::Mono;
 use pg2kv::ledger::FailureKind;
-use pg2kv::relay::{Event, Phase};
+use pg2kv::relay::{Effect, Event, Phase};
 
 use super::checks::Checked;
 use super::database::{Place, Row};
@@ -31,9 +31,57 @@ pub(super) enum Fault {
         start: u64,
     },
     Snapshot,
+    /// A trap strikes.
+    Strike {
+        process: usize,
+        start: u64,
+        pause: Option<Duration>,
+    },
+}
+
+/// A fault that waits for the next effect of a kind, to strike between two steps of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trap {
+    at: Step,
+    /// Pause for so long; `None` kills.
+    pause: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Fetch,
+    Prepare,
+    Write,
+    Settle,
+    StartBackfill,
 }
 
 impl World {
+    /// Strikes if a trap waits for this effect: before it leaves the process, or just after.
+    pub(super) fn spring(&mut self, process: usize, effect: &Effect) {
+        let step = match effect {
+            Effect::Fetch { .. } => Step::Fetch,
+            Effect::Prepare { .. } => Step::Prepare,
+            Effect::Write { .. } => Step::Write,
+            Effect::Settle(_) => Step::Settle,
+            Effect::StartBackfill { .. } => Step::StartBackfill,
+            _ => return,
+        };
+        let Some(trap) = self.processes[process].trap.filter(|trap| trap.at == step) else {
+            return;
+        };
+        self.processes[process].trap = None;
+        let start = self.address(process).start;
+        let at = self.now + micros([0, 1, 300, 2_000, 8_000][self.rng.usize(..5)]);
+        let pause = trap.pause;
+        let fault = Fault::Strike {
+            process,
+            start,
+            pause,
+        };
+        self.at(at, What::Fault(fault));
+    }
+
     pub(super) fn begin_chaos(&mut self) {
         // Rows that were there before pg2kv was installed, and pairs that nobody wrote.
         for place in self.places() {
@@ -168,7 +216,15 @@ impl World {
                 self.at(at, What::Fault(Fault::Snapshot));
                 self.standby = Some((self.now, self.database.snapshot()));
             }
-            Fault::Draw | Fault::Snapshot => {}
+            Fault::Strike {
+                process,
+                start,
+                pause,
+            } if !self.healed && self.address(process).start == start => match pause {
+                Some(pause) => self.pause(process, pause),
+                None => self.kill(process),
+            },
+            Fault::Draw | Fault::Snapshot | Fault::Strike { .. } => {}
             Fault::DatabaseUp => self.database.up = true,
             Fault::RelationMended(sync) => self.relation_broken[sync] = false,
             Fault::TokenWritten => self.file_token = self.kv.token,
@@ -209,11 +265,23 @@ impl World {
         };
         self.tell(|| format!("fault {kind} of process {process}, sync {sync}"));
         match kind {
-            0 => self.kill(process),
-            1 => {
-                let until = self.now + seconds(&mut self.rng, 25);
-                self.processes[process].paused_until = Some(until);
-                self.at(until, What::Resume(process));
+            0 | 1 => {
+                let pause = (kind == 1).then(|| seconds(&mut self.rng, 25));
+                let steps = [
+                    Step::Fetch,
+                    Step::Prepare,
+                    Step::Write,
+                    Step::Settle,
+                    Step::StartBackfill,
+                ];
+                let at = steps[self.rng.usize(..steps.len())];
+                match pause {
+                    _ if self.rng.bool() => {
+                        self.processes[process].trap = Some(Trap { at, pause });
+                    }
+                    Some(pause) => self.pause(process, pause),
+                    None => self.kill(process),
+                }
             }
             2 => {
                 let start = self.address(process).start;
@@ -276,6 +344,12 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    fn pause(&mut self, process: usize, pause: Duration) {
+        let until = self.now + pause;
+        self.processes[process].paused_until = Some(until);
+        self.at(until, What::Resume(process));
     }
 
     /// The processes learn that the server is gone: most at once, some only when they next ask.

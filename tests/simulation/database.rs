@@ -85,7 +85,8 @@ pub(super) struct Durable {
     markers: Vec<u32>,
     claims: BTreeMap<i64, (usize, Vec<usize>)>,
     claimed: Vec<Vec<u32>>,
-    dead: BTreeSet<Place>,
+    /// When each dead letter was written last.
+    dead: BTreeMap<Place, Mono>,
     backfills: Vec<Option<BackfillRow>>,
     backfilled: Vec<bool>,
     epoch: i64,
@@ -149,7 +150,7 @@ impl Database {
                 markers: vec![0; syncs],
                 claims: BTreeMap::new(),
                 claimed: zeros,
-                dead: BTreeSet::new(),
+                dead: BTreeMap::new(),
                 backfills: vec![None; syncs],
                 backfilled: vec![false; syncs],
                 epoch: 0,
@@ -179,11 +180,7 @@ impl Database {
     }
 
     pub(super) fn is_dead(&self, place: Place) -> bool {
-        self.durable.dead.contains(&place)
-    }
-
-    pub(super) fn epoch(&self) -> i64 {
-        self.durable.epoch
+        self.durable.dead.contains_key(&place)
     }
 
     pub(super) fn backfill(&self, sync: usize) -> Option<&BackfillRow> {
@@ -208,7 +205,7 @@ impl Database {
         durable.waiting[sync][key] > 0
             || durable.markers[sync] > 0
             || durable.claimed[sync][key] > 0
-            || durable.dead.contains(&place)
+            || durable.dead.contains_key(&place)
             || !durable.backfilled[sync]
             || durable.noted_identity != self.identity
             || walk_ahead
@@ -401,7 +398,7 @@ impl Database {
             self.durable
                 .dead
                 .iter()
-                .filter(|dead| dead.0 == sync)
+                .filter(|(dead, _)| dead.0 == sync)
                 .count()
         };
         let durable = &self.durable;
@@ -514,13 +511,22 @@ impl Database {
         for id in &request.ids {
             durable.delete(id.0);
         }
+        if self.mutant == Some(Mutant::ReadBeforeClaim) {
+            let named = request.keys.iter().map(|key| (sync, number(key)));
+            durable.delete_by_key(named.collect());
+        }
         if let Some(step) = &request.backfill {
             durable.advance(sync, step);
         }
         Ok(id)
     }
 
-    pub(super) fn settle(&mut self, address: Address, request: &SettleRequest) -> Reply<()> {
+    pub(super) fn settle(
+        &mut self,
+        now: Mono,
+        address: Address,
+        request: &SettleRequest,
+    ) -> Reply<()> {
         self.fence(address)?;
         let durable = &mut self.durable;
         for claim in &request.claims {
@@ -533,7 +539,7 @@ impl Database {
             if self.mutant != Some(Mutant::DeadLettersNotWritten) {
                 durable
                     .dead
-                    .insert((usize::from(letter.sync.0), number(&letter.key)));
+                    .insert((usize::from(letter.sync.0), number(&letter.key)), now);
             }
         }
         for (sync, key) in &request.cleared {
@@ -676,7 +682,10 @@ impl Durable {
 
     fn advance(&mut self, sync: usize, step: &BackfillStep) {
         if *step == BackfillStep::Done {
-            self.backfills[sync] = None;
+            if let Some(row) = self.backfills[sync].take() {
+                self.dead
+                    .retain(|place, at| place.0 != sync || *at >= row.started);
+            }
             return;
         }
         let Some(row) = &mut self.backfills[sync] else {

@@ -102,20 +102,24 @@ impl World {
         }
     }
 
-    pub(super) fn reply(&mut self, shot: u64) {
-        let Some(shot) = self.kv.shots.get(&shot) else {
+    pub(super) fn reply(&mut self, number: u64) {
+        let Some(shot) = self.kv.shots.get(&number) else {
             return;
         };
         for (place, _) in &shot.pairs {
             self.kv.running.remove(&(shot.from, *place));
         }
         let proof = matches!(shot.outcome, Outcome::Written | Outcome::Partial(_));
-        let outcome = if shot.missed && proof {
+        let missed = shot.missed && proof;
+        let (from, request, sync, batch) = (shot.from, shot.request, shot.sync, shot.batch.clone());
+        let outcome = shot.outcome.clone();
+        let outcome = if missed {
+            // A refusal: nothing of it takes effect any more.
+            self.kv.shots.remove(&number);
             Outcome::NamespaceGone
         } else {
-            shot.outcome.clone()
+            outcome
         };
-        let (from, request, sync, batch) = (shot.from, shot.request, shot.sync, shot.batch.clone());
         let outcome = match (self.mutant, outcome) {
             (Some(Mutant::AmbiguousIsWritten), Outcome::Ambiguous(_)) => Outcome::Written,
             (Some(Mutant::ThrottledIsWritten), Outcome::Throttled(_)) => Outcome::Written,

@@ -16,7 +16,7 @@ pub(super) enum Mutant {
     PartialIsWritten,
     /// The end of a claim deletes the outbox rows of its keys, not those that it replaced.
     OutboxDeletedByKey,
-    /// Rows are read before the claim is made.
+    /// Rows are read before the claim, which then deletes all outbox rows of its keys.
     ReadBeforeClaim,
     /// A claim ends when it is made, not when its keys are written.
     SettledBeforeWritten,

@@ -64,15 +64,16 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(rng: &mut fastrand::Rng, mutant: Option<Mutant>) -> Self {
-        let calm = match mutant {
+    /// The plan of a seed, with the faults that show up the variant `aim`.
+    pub(super) fn new(rng: &mut fastrand::Rng, aim: Option<Mutant>) -> Self {
+        let calm = match aim {
             Some(Mutant::NoWaitCap | Mutant::NoWritersCheck) => true,
             Some(_) => false,
             None => rng.u32(..8) == 0,
         };
         let millis = |ms: u64| Duration::from_millis(ms);
         let pick = |rng: &mut fastrand::Rng, of: &[u64]| of[rng.usize(..of.len())];
-        let scarce = mutant == Some(Mutant::NoBudget) || (!calm && rng.u32(..12) == 0);
+        let scarce = aim == Some(Mutant::NoBudget) || (!calm && rng.u32(..12) == 0);
         let syncs = rng.usize(1..=2);
         let keys = if calm {
             rng.usize(2..=8)
@@ -87,14 +88,8 @@ impl Plan {
         let settings = Settings {
             queue: queue::Settings {
                 quiet: millis(pick(rng, &[0, 20, 100])),
-                max_wait: match mutant {
-                    Some(Mutant::NoWaitCap) => Duration::from_secs(86_400),
-                    _ => millis(pick(rng, &[200, 1_000])),
-                },
-                key_interval: match mutant {
-                    Some(Mutant::NoKeyInterval) => Duration::ZERO,
-                    _ => KEY_INTERVAL,
-                },
+                max_wait: millis(pick(rng, &[200, 1_000])),
+                key_interval: KEY_INTERVAL,
                 keys_max: if calm || scarce {
                     1_000
                 } else {
@@ -105,21 +100,14 @@ impl Plan {
             },
             backoff,
             budget: budget::Settings {
-                requests_per_window: match mutant {
-                    Some(Mutant::NoBudget) => 0,
-                    _ if scarce => SCARCE_REQUESTS,
-                    _ => 1_200,
-                },
+                requests_per_window: if scarce { SCARCE_REQUESTS } else { 1_200 },
                 reserve_requests: if scarce { 6 } else { 60 },
             },
             syncs: (0..syncs).map(|sync| format!("s{sync}")).collect(),
             pairs_max: rng.usize(2..=12),
             body_max_bytes: 1_000_000,
             in_flight_max: rng.usize(1..=4),
-            late_write_window: match mutant {
-                Some(Mutant::NoLateWindow) => Duration::ZERO,
-                _ => LATE_WRITE_WINDOW,
-            },
+            late_write_window: LATE_WRITE_WINDOW,
             lease_ttl: Duration::from_secs(10),
             campaign_interval: millis(3_000),
             poll_interval: if calm {
@@ -139,12 +127,16 @@ impl Plan {
             processes: if calm { 1 } else { rng.usize(1..=3) },
             keys,
             contents: if rng.bool() { 3 } else { 1_000_000 },
-            gap: millis(if scarce {
-                400
-            } else {
-                pick(rng, &[60, 150, 400])
+            gap: millis(match (scarce, calm) {
+                (true, _) => 400,
+                (false, true) => pick(rng, &[20, 100]),
+                (false, false) => pick(rng, &[60, 150, 400]),
             }),
-            hot: pick(rng, &[2, 10]) as u32,
+            hot: if calm {
+                rng.u32(1..=4)
+            } else {
+                rng.u32(2..=10)
+            },
             chaos: Duration::from_secs(if scarce {
                 400
             } else if calm {
@@ -154,15 +146,28 @@ impl Plan {
             }),
             faults: if calm {
                 Faults {
-                    late_commits: true,
-                    aborts: true,
+                    late_commits: aim != Some(Mutant::NoWaitCap) && rng.bool(),
+                    aborts: rng.bool(),
                     ..Faults::default()
                 }
             } else {
-                Faults::draw(rng, mutant)
+                Faults::draw(rng, aim)
             },
             calm,
         }
+    }
+
+    /// The settings of the relays: those of the plan, unless the variant is in them.
+    pub(super) fn settings_of(&self, mutant: Option<Mutant>) -> Settings {
+        let mut settings = self.settings.clone();
+        match mutant {
+            Some(Mutant::NoWaitCap) => settings.queue.max_wait = Duration::from_secs(86_400),
+            Some(Mutant::NoKeyInterval) => settings.queue.key_interval = Duration::ZERO,
+            Some(Mutant::NoLateWindow) => settings.late_write_window = Duration::ZERO,
+            Some(Mutant::NoBudget) => settings.budget.requests_per_window = 0,
+            _ => {}
+        }
+        settings
     }
 
     /// After the faults end, all must be well within this time: the lease may have to run out, the
@@ -236,7 +241,7 @@ impl Faults {
             Some(Mutant::AmbiguousIsWritten | Mutant::NoLateWindow) => faults.ambiguous = true,
             Some(Mutant::ThrottledIsWritten) => faults.throttled = true,
             Some(Mutant::RejectedIsWritten | Mutant::DeadLettersNotWritten) => {
-                faults.bad_rows = true
+                faults.bad_rows = true;
             }
             Some(Mutant::PartialIsWritten) => faults.partial = true,
             Some(Mutant::FenceIgnored | Mutant::TrustForEver) => faults.pauses = true,

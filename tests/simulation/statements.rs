@@ -25,7 +25,6 @@ pub(super) enum Job {
         began: Mono,
     },
     Heartbeat {
-        epoch: Epoch,
         began: Mono,
     },
     SetBell {
@@ -43,7 +42,6 @@ pub(super) enum Job {
         batch: BatchId,
         request: ClaimRequest,
     },
-    /// `rows` where they were read too early.
     Read {
         batch: BatchId,
         request: ClaimRequest,
@@ -56,7 +54,7 @@ pub(super) enum Job {
     LateClaim {
         batch: BatchId,
         request: ClaimRequest,
-        rows: Vec<Option<Row>>,
+        rows: Result<Vec<Option<Row>>, FailureKind>,
     },
     Settle(SettleRequest),
     Compact(Vec<OutboxId>),
@@ -135,10 +133,7 @@ impl World {
     pub(super) fn leave(&mut self, from: Address, effect: Effect) -> Checked {
         let job = match effect {
             Effect::Campaign => Job::Campaign { began: self.now },
-            Effect::Heartbeat(epoch) => Job::Heartbeat {
-                epoch,
-                began: self.now,
-            },
+            Effect::Heartbeat(_) => Job::Heartbeat { began: self.now },
             Effect::Fetch {
                 mode: FetchMode::FallingAsleep,
                 limit,
@@ -258,7 +253,7 @@ impl World {
         }
         match job {
             Job::Campaign { began } => self.elect(from, began),
-            Job::Heartbeat { began, .. } => {
+            Job::Heartbeat { began } => {
                 let result = self.database.heartbeat(self.now, from);
                 if result.is_ok() {
                     self.heard(from);
@@ -338,27 +333,17 @@ impl World {
                 let rows = self.read(from, &request);
                 self.prepared(from, batch, &request, claim, rows);
             }
-            Job::EarlyRead { batch, request } => match self.read(from, &request) {
-                Ok(rows) => self.then(
+            Job::EarlyRead { batch, request } => {
+                let rows = self.read(from, &request);
+                self.then(
                     from,
                     Job::LateClaim {
                         batch,
                         request,
                         rows,
                     },
-                ),
-                Err(kind) => {
-                    let read = Err(failure(kind));
-                    self.deliver(
-                        from,
-                        Event::Prepared {
-                            batch,
-                            claim: None,
-                            read,
-                        },
-                    );
-                }
-            },
+                );
+            }
             Job::LateClaim {
                 batch,
                 request,
@@ -370,7 +355,7 @@ impl World {
                     self.database.claim(from, &request).map(Some)
                 };
                 match claim {
-                    Ok(claim) => self.prepared(from, batch, &request, claim.map(ClaimId), Ok(rows)),
+                    Ok(claim) => self.prepared(from, batch, &request, claim.map(ClaimId), rows),
                     Err(kind) => {
                         let read = Err(failure(kind));
                         self.deliver(
@@ -385,7 +370,7 @@ impl World {
                 }
             }
             Job::Settle(request) => {
-                let result = self.database.settle(from, &request);
+                let result = self.database.settle(self.now, from, &request);
                 self.deliver(from, Event::Settled(result.map_err(failure)));
             }
             Job::Compact(ids) => {
@@ -468,7 +453,7 @@ impl World {
                 Job::Claim { request, .. } | Job::LateClaim { request, .. } => {
                     self.database.claim(from, request).map(|_| ())
                 }
-                Job::Settle(request) => self.database.settle(from, request),
+                Job::Settle(request) => self.database.settle(self.now, from, request),
                 Job::Compact(ids) => self.database.compact(from, ids),
                 Job::Start {
                     sync,
@@ -508,7 +493,6 @@ impl World {
                 } = election;
                 self.heard(from);
                 let state = &mut self.processes[from.process];
-                state.epoch = epoch;
                 state.checks.recovered = claims.iter().map(|(_, _, keys)| keys.len()).sum();
                 let key = |sync: usize, key: usize| self.database.key((sync, key));
                 let recovered = Recovered {

@@ -9,7 +9,7 @@ use pg2kv::change::Mono;
 use pg2kv::ledger::{Failure, FailureKind};
 use pg2kv::relay::{Effect, Event, Phase, Relay};
 
-use super::chaos::Fault;
+use super::chaos::{Fault, Trap};
 use super::checks::{self, Checked, Latency, Spent, Term};
 use super::database::{Address, Database, Durable};
 use super::kv::{Kv, micros, pairs};
@@ -84,7 +84,8 @@ pub(super) struct Process {
     pub(super) token: u32,
     /// Server time of the last statement that renewed the lease.
     pub(super) heard: Mono,
-    pub(super) epoch: i64,
+    /// A fault that strikes at the next effect of a kind.
+    pub(super) trap: Option<Trap>,
     pub(super) checks: Term,
     pub(super) spent: Spent,
 }
@@ -120,9 +121,10 @@ pub(super) struct Report {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, mutant: Option<Mutant>, verbose: bool) -> Self {
+    /// The world of a seed in which the variant `aim` would show, and that is broken by `mutant`.
+    pub(super) fn new(seed: u64, aim: Option<Mutant>, mutant: Option<Mutant>) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let plan = Plan::new(&mut rng, mutant);
+        let plan = Plan::new(&mut rng, aim);
         let syncs = plan.settings.syncs.len();
         let trouble = if plan.calm {
             0.0
@@ -130,7 +132,7 @@ impl World {
             [0.1, 0.3, 0.8][rng.usize(..3)]
         };
         let processes = (0..plan.processes).map(|_| Process::new()).collect();
-        let mut world = Self {
+        Self {
             mutant,
             now: Mono::from_origin(Duration::from_secs(1_000)),
             rng,
@@ -149,13 +151,16 @@ impl World {
             healed: false,
             latency: Latency::default(),
             trace: DefaultHasher::new(),
-            verbose,
+            verbose: false,
             plan,
-        };
-        if verbose {
-            world.say(&format!("{:#?}", world.plan));
         }
-        world
+    }
+
+    /// Prints all that happens.
+    pub(super) fn verbose(mut self) -> Self {
+        self.verbose = true;
+        self.say(&format!("{:#?}", self.plan));
+        self
     }
 
     /// Runs chaos, then healing, until KV equals the table or the deadline has passed.
@@ -371,11 +376,6 @@ impl World {
     fn emit(&mut self, process: usize, effect: Effect) -> Checked {
         let now = self.now;
         let limit = self.plan.settings.budget.requests_per_window;
-        let limit = if limit == 0 {
-            super::plan::SCARCE_REQUESTS
-        } else {
-            limit
-        };
         let state = &mut self.processes[process];
         match &effect {
             Effect::Abandon => {
@@ -400,6 +400,7 @@ impl World {
             _ => {}
         }
         let from = self.address(process);
+        self.spring(process, &effect);
         let at = now + micros(self.rng.u64(1..200));
         self.at(
             at,
@@ -446,7 +447,7 @@ impl World {
         }
         let seed = self.rng.u64(..);
         let token = self.file_token;
-        let settings = self.plan.settings.clone();
+        let settings = self.plan.settings_of(self.mutant);
         let state = &mut self.processes[process];
         state.stop();
         state.token = token;
@@ -588,7 +589,7 @@ impl Process {
             cut_until: None,
             token: 0,
             heard: Mono::ZERO,
-            epoch: 0,
+            trap: None,
             checks: Term::default(),
             spent: Spent::default(),
         }

@@ -195,7 +195,8 @@ impl Term {
         };
         match policy.keys {
             ForKeys::Written { doubted } => {
-                self.written(shared, now, sync, slots, batch, at, &doubted);
+                let sent = Sent { sync, slots, at };
+                self.written(shared, now, sent, batch, doubted);
             }
             ForKeys::Doubt => {
                 for slot in slots {
@@ -219,19 +220,21 @@ impl Term {
         &mut self,
         shared: &mut Shared<'_>,
         now: Mono,
-        sync: SyncId,
-        slots: Vec<Slot>,
+        sent: Sent,
         batch: Batch,
-        sent_at: Mono,
-        doubted: &[usize],
+        mut doubted: Vec<usize>,
     ) {
+        let Sent {
+            sync,
+            slots,
+            at: sent_at,
+        } = sent;
         let contents: Vec<Content> = match &batch {
             Batch::Put(documents) => documents.iter().map(|d| Content::Present(d.hash)).collect(),
             Batch::Delete(names) => names.iter().map(|_| Content::Absent).collect(),
         };
         let mut waited = Vec::new();
         let mut count = 0;
-        let mut doubted: Vec<usize> = doubted.to_vec();
         doubted.sort_unstable();
         for (position, (slot, content)) in slots.into_iter().zip(contents).enumerate() {
             if doubted.binary_search(&position).is_ok() {
@@ -394,6 +397,7 @@ impl Term {
         shared: &mut Shared<'_>,
         now: Mono,
         sync: SyncId,
+        began: Mono,
         answer: &Answer,
     ) -> Mono {
         let policy = policy::of(&answer.outcome);
@@ -401,7 +405,7 @@ impl Term {
         self.sending_after(
             shared,
             now,
-            now,
+            began,
             policy.sending,
             detail.clone(),
             Duration::ZERO,

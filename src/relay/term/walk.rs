@@ -160,7 +160,8 @@ impl Term {
             }
             Err(SweepFailure::Ledger(failure)) => self.walk_failed(shared, now, sync, failure),
             Err(SweepFailure::Kv(answer)) => {
-                let until = self.list_failed(shared, now, sync, &answer);
+                let began = backfills::of(&mut self.walks, sync).began();
+                let until = self.list_failed(shared, now, sync, began, &answer);
                 backfills::of(&mut self.walks, sync).retry_at(until);
                 Ok(())
             }
