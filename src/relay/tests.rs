@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::change::PoisonReason;
 use crate::change::{
     AmbiguousReason, Change, Changed, Document, KvName, NotSentReason, Outcome, Poison, RateLimit,
     Value,

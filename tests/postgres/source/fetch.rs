@@ -138,7 +138,9 @@ async fn a_fetch_costs_the_same_whatever_is_dead() {
     const BLOCKS_PER_FETCH: i64 = 12;
     let bench = Bench::new().await;
     // What a vacuum reads is counted with what the fetches read.
-    bench.sql("alter table pg2kv.outbox set (autovacuum_enabled = off)").await;
+    bench
+        .sql("alter table pg2kv.outbox set (autovacuum_enabled = off)")
+        .await;
     let leader = bench.lead(&[items("id")]).await;
     let old = bench.db.connect().await;
     bench.sql("insert into items values (1)").await;
