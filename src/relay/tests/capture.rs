@@ -1,0 +1,118 @@
+//! When the outbox is fetched.
+
+use super::*;
+
+/// A leader whose fetches the test answers itself.
+fn sleeper(settings: Settings) -> (Relay, Mono) {
+    let mut relay = Relay::new(settings, 1);
+    let now = Mono::from_origin(Duration::from_secs(50));
+    relay.handle(now, Event::Tick);
+    let output = relay.handle(
+        now,
+        Event::Campaigned(Campaigned::Elected {
+            epoch: Epoch(1),
+            began: now,
+            recovered: Recovered::default(),
+        }),
+    );
+    assert_eq!(fetches(&output), [FetchMode::Awake]);
+    (relay, now)
+}
+
+fn fetches(output: &Output) -> Vec<FetchMode> {
+    let mode = |effect: &Effect| match effect {
+        Effect::Fetch { mode, .. } => Some(*mode),
+        _ => None,
+    };
+    output.effects.iter().filter_map(mode).collect()
+}
+
+fn empty(writers: bool) -> Event {
+    Event::Fetched(Ok(Fetched {
+        writers,
+        ..Default::default()
+    }))
+}
+
+#[test]
+fn sleeps_only_after_a_look_for_writers_found_none() {
+    let (mut relay, mut now) = sleeper(settings());
+    assert_eq!(
+        fetches(&relay.handle(now, empty(false))),
+        [FetchMode::FallingAsleep]
+    );
+    for wait in [5, 10, 20, 40, 80, 100, 100] {
+        assert!(fetches(&relay.handle(now, empty(true))).is_empty());
+        let at = relay.wake_at(now).unwrap();
+        assert_eq!(at.since(now), Duration::from_millis(wait));
+        now = at;
+        assert_eq!(
+            fetches(&relay.handle(now, Event::Tick)),
+            [FetchMode::FallingAsleep]
+        );
+    }
+    assert!(fetches(&relay.handle(now, empty(false))).is_empty());
+    assert!(
+        relay.wake_at(now).unwrap().since(now) > Duration::from_secs(2),
+        "asleep"
+    );
+    assert_eq!(fetches(&relay.handle(now, Event::Rung)), [FetchMode::Awake]);
+}
+
+#[test]
+fn a_ring_during_a_fetch_is_not_lost() {
+    let (mut relay, now) = sleeper(settings());
+    relay.handle(now, empty(false));
+    assert!(
+        fetches(&relay.handle(now, Event::Rung)).is_empty(),
+        "one fetch at a time"
+    );
+    assert_eq!(
+        fetches(&relay.handle(now, empty(false))),
+        [FetchMode::Awake]
+    );
+}
+
+#[test]
+fn without_a_doorbell_the_bell_is_never_set() {
+    let (mut relay, mut now) = sleeper(Settings {
+        doorbell: false,
+        ..settings()
+    });
+    let start = now;
+    assert!(fetches(&relay.handle(now, empty(false))).is_empty());
+    let mut polls = 0;
+    while now.since(start) < Duration::from_secs(120) {
+        now = relay.wake_at(now).unwrap();
+        let output = relay.handle(now, Event::Tick);
+        for effect in &output.effects {
+            if matches!(effect, Effect::Heartbeat(_)) {
+                relay.handle(now, Event::Heartbeat(Ok(now)));
+            }
+        }
+        for mode in fetches(&output) {
+            assert_eq!(mode, FetchMode::Awake);
+            relay.handle(now, empty(false));
+            polls += 1;
+        }
+    }
+    assert!((3..=6).contains(&polls), "{polls}");
+}
+
+#[test]
+fn a_full_queue_leaves_the_rest_in_the_outbox() {
+    let mut settings = settings();
+    settings.queue.keys_max = 10;
+    settings.backfill_chunk = 5;
+    let mut bench = Bench::leading(settings, Recovered::default());
+    bench.change(0..50);
+    assert_eq!(bench.outbox.len(), 40);
+    assert_eq!(bench.relay.status(bench.now).queue_keys, 10);
+    let (batch, request) = bench.prepare();
+    bench.prepared(batch, &request);
+    let (request, batch) = bench.write();
+    bench.answered(request, batch, Outcome::Written);
+    bench.open.clear();
+    bench.until_effect(Duration::from_secs(5));
+    assert_eq!(bench.outbox.len(), 30);
+}
