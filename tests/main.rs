@@ -1,5 +1,6 @@
 //! The one integration test binary.
 
+mod chaos;
 mod config;
 mod daemon;
 mod emulator;

@@ -7,7 +7,9 @@ use super::environment;
 use pg2kv::config::{Origin, inspect, load};
 
 fn path() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "deploy", "pg2kv.example.toml"].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "deploy", "pg2kv.example.toml"]
+        .iter()
+        .collect()
 }
 
 /// How a key stands in the example.
@@ -24,7 +26,10 @@ fn lines(text: &str) -> BTreeMap<String, Line> {
     let mut section = String::new();
     let mut found = BTreeMap::new();
     for line in text.lines() {
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+        {
             section = name.to_owned();
             continue;
         }
@@ -32,9 +37,18 @@ fn lines(text: &str) -> BTreeMap<String, Line> {
             Some(line) => (line, true),
             None => (line.strip_prefix("# ").unwrap_or(line), false),
         };
-        let Some((key, value)) = line.split_once(" = ") else { continue };
-        if key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
-            let line = if example { Line::Example } else { Line::Value(value.to_owned()) };
+        let Some((key, value)) = line.split_once(" = ") else {
+            continue;
+        };
+        if key
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        {
+            let line = if example {
+                Line::Example
+            } else {
+                Line::Value(value.to_owned())
+            };
             let twice = found.insert(format!("{section}.{key}"), line);
             assert_eq!(twice, None, "{section}.{key} stands there twice");
         }
@@ -55,7 +69,9 @@ fn the_example_is_complete_and_says_the_defaults() {
     for entry in effective.entries() {
         let key = format!("{}.{}", entry.section(), entry.key());
         let line = lines.remove(&key);
-        let Some(line) = line else { panic!("{key} is missing in the example") };
+        let Some(line) = line else {
+            panic!("{key} is missing in the example")
+        };
         match (entry.origin(), entry.value()) {
             // Its default is of this process.
             (Origin::Default, Some(_)) if key == "lease.holder" => assert_eq!(line, Line::Example),
@@ -72,7 +88,9 @@ fn every_example_value_serves() {
     let text = std::fs::read_to_string(path()).unwrap();
     // One at a time: some exclude each other.
     for (number, line) in text.lines().enumerate() {
-        let Some(example) = line.strip_prefix("# e.g. ") else { continue };
+        let Some(example) = line.strip_prefix("# e.g. ") else {
+            continue;
+        };
         let key = example.split(' ').next().unwrap();
         let mut copy: Vec<_> = text.lines().map(str::to_owned).collect();
         match key {
@@ -84,7 +102,10 @@ fn every_example_value_serves() {
             _ => {}
         }
         let number = number - usize::from(copy.len() < text.lines().count());
-        let at = copy.iter().position(|other| other == line).unwrap_or(number);
+        let at = copy
+            .iter()
+            .position(|other| other == line)
+            .unwrap_or(number);
         copy[at] = example.to_owned();
         let variables = [("CLOUDFLARE_API_TOKEN", "token")];
         let found = super::errors(&copy.join("\n"), &variables);

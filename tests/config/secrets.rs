@@ -13,13 +13,22 @@ fn secrets_are_read_from_files() {
     let url = files.write("url", "postgres://from_file@localhost/app\n");
     let password = files.write("password", " pass word \n");
     let text = BASE
-        .replace("url = \"postgres://daemon@localhost/app\"", &format!("url_file = {url:?}"))
+        .replace(
+            "url = \"postgres://daemon@localhost/app\"",
+            &format!("url_file = {url:?}"),
+        )
         .replace("[kv]", &format!("password_file = {password:?}\n[kv]"))
-        .replace("api_token = \"canary-token-0123456789\"", &format!("api_token_file = {token:?}"));
+        .replace(
+            "api_token = \"canary-token-0123456789\"",
+            &format!("api_token_file = {token:?}"),
+        );
     let config = good(&text, &[]);
     assert_eq!(config.kv.token.read().unwrap().expose_secret(), CANARY);
     assert_eq!(config.postgres.connection.get_user(), Some("from_file"));
-    assert_eq!(config.postgres.connection.get_password(), Some(&b"pass word"[..]));
+    assert_eq!(
+        config.postgres.connection.get_password(),
+        Some(&b"pass word"[..])
+    );
     // The token may rotate: it is read again from the file.
     std::fs::write(&token, "another\n").unwrap();
     assert_eq!(config.kv.token.read().unwrap().expose_secret(), "another");
@@ -37,7 +46,10 @@ fn secret_files_that_do_not_serve_are_named_with_the_reason() {
             "error: postgres.url_file names FILE, which cannot be read: No such file or directory (os error 2)",
         ),
         (empty, "error: postgres.url_file is empty"),
-        (two, "error: postgres.url_file holds a control character or more than one line"),
+        (
+            two,
+            "error: postgres.url_file holds a control character or more than one line",
+        ),
     ] {
         let text = BASE.replace(url, &format!("url_file = {file:?}"));
         let path = files.write("pg2kv.toml", &text);
@@ -64,8 +76,14 @@ fn no_secret_shows_in_debug_print_or_errors() {
 
     // The same values, each wrong in some way.
     for (name, value) in [
-        ("PG2KV__POSTGRES__URL", format!("postgres://daemon:{CANARY}@db.example.com/x?sslmode=no")),
-        ("PG2KV__POSTGRES__URL", format!("mysql://daemon:{CANARY}@db.example.com/x")),
+        (
+            "PG2KV__POSTGRES__URL",
+            format!("postgres://daemon:{CANARY}@db.example.com/x?sslmode=no"),
+        ),
+        (
+            "PG2KV__POSTGRES__URL",
+            format!("mysql://daemon:{CANARY}@db.example.com/x"),
+        ),
         ("PG2KV__POSTGRES__URL", format!("{CANARY}\n{CANARY}")),
         ("PG2KV__KV__API_TOKEN", format!("Bearer {CANARY}")),
         ("PG2KV__KV__PROXY", format!("ftp://user:{CANARY}@proxy")),

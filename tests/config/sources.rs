@@ -5,9 +5,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::time::Duration;
 
 use super::{BASE, Files, environment, errors, good, shown};
-use pg2kv::config::{
-    Config, Origin, ValueSource, load, load_database, load_sql,
-};
+use pg2kv::config::{Config, Origin, ValueSource, load, load_database, load_sql};
 use secrecy::ExposeSecret as _;
 
 const ID: &str = "fedcba9876543210fedcba9876543210";
@@ -47,10 +45,28 @@ fn later_files_win_and_the_environment_wins_over_all() {
     assert_eq!(config.kv.requests_per_5min, Some(1_200));
 
     let of = |section, key| origin(&config, section, key);
-    assert_eq!(*of("queue", "quiet"), Origin::Variable("PG2KV__QUEUE__QUIET".into()));
-    assert_eq!(*of("kv", "pairs_max"), Origin::Variable("pg2kv__kv__pairs_max".into()));
-    assert_eq!(*of("queue", "max_wait"), Origin::File { path: second, line: None });
-    assert_eq!(*of("sync.users", "key"), Origin::File { path: first, line: Some(9) });
+    assert_eq!(
+        *of("queue", "quiet"),
+        Origin::Variable("PG2KV__QUEUE__QUIET".into())
+    );
+    assert_eq!(
+        *of("kv", "pairs_max"),
+        Origin::Variable("pg2kv__kv__pairs_max".into())
+    );
+    assert_eq!(
+        *of("queue", "max_wait"),
+        Origin::File {
+            path: second,
+            line: None
+        }
+    );
+    assert_eq!(
+        *of("sync.users", "key"),
+        Origin::File {
+            path: first,
+            line: Some(9)
+        }
+    );
     assert_eq!(*of("lease", "ttl"), Origin::Default);
 }
 
@@ -65,23 +81,38 @@ fn variables_of_other_tools_serve_where_all_is_silent() {
     ];
     let config = good(without, &theirs);
     assert_eq!(config.postgres.connection.get_user(), Some("theirs"));
-    assert_eq!(config.kv.token.read().unwrap().expose_secret(), "their-token");
+    assert_eq!(
+        config.kv.token.read().unwrap().expose_secret(),
+        "their-token"
+    );
     assert_eq!(config.kv.account_id.as_deref(), Some(ID));
-    assert_eq!(*origin(&config, "postgres", "url"), Origin::Variable("DATABASE_URL".into()));
+    assert_eq!(
+        *origin(&config, "postgres", "url"),
+        Origin::Variable("DATABASE_URL".into())
+    );
 
     let config = good(BASE, &theirs);
     assert_eq!(config.postgres.connection.get_user(), Some("daemon"));
 
     let mut ours = theirs.to_vec();
     ours.push(("PG2KV__POSTGRES__URL", "postgres://ours@localhost/app"));
-    assert_eq!(good(without, &ours).postgres.connection.get_user(), Some("ours"));
+    assert_eq!(
+        good(without, &ours).postgres.connection.get_user(),
+        Some("ours")
+    );
 
-    let mistaken = [theirs[0], theirs[1], ("CLOUDFLARE_ACCOUNT_ID", "me@example.com")];
+    let mistaken = [
+        theirs[0],
+        theirs[1],
+        ("CLOUDFLARE_ACCOUNT_ID", "me@example.com"),
+    ];
     assert_eq!(
         errors(without, &mistaken),
-        ["error: kv.account_id holds 'm', and an id has only 0-9 and a-f
+        [
+            "error: kv.account_id holds 'm', and an id has only 0-9 and a-f
   where: environment variable CLOUDFLARE_ACCOUNT_ID
-  help: `wrangler whoami` prints it"]
+  help: `wrangler whoami` prints it"
+        ]
     );
 }
 
@@ -106,8 +137,10 @@ fn one_underscore_for_two_is_warned_of() {
     let warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         warnings,
-        ["warning: PG2KV_QUEUE_MAX_WAIT is ignored; the name would be PG2KV__QUEUE__MAX_WAIT
-  where: environment variable PG2KV_QUEUE_MAX_WAIT"]
+        [
+            "warning: PG2KV_QUEUE_MAX_WAIT is ignored; the name would be PG2KV__QUEUE__MAX_WAIT
+  where: environment variable PG2KV_QUEUE_MAX_WAIT"
+        ]
     );
 }
 
@@ -118,7 +151,13 @@ fn ids_that_look_like_numbers_stay_text() {
         "12345678901234567890123456789012",
         "12e34567890123456789012345678901",
     ] {
-        let config = good(BASE, &[("PG2KV__KV__ACCOUNT_ID", id), ("PG2KV__KV__NAMESPACE_ID", id)]);
+        let config = good(
+            BASE,
+            &[
+                ("PG2KV__KV__ACCOUNT_ID", id),
+                ("PG2KV__KV__NAMESPACE_ID", id),
+            ],
+        );
         assert_eq!(config.kv.account_id.as_deref(), Some(id));
         assert_eq!(config.syncs[0].namespace_id.as_str(), id);
     }
@@ -128,7 +167,10 @@ fn ids_that_look_like_numbers_stay_text() {
 fn ids_without_quotes_in_yaml_are_refused_and_not_guessed() {
     let files = Files::new();
     let base = files.write("base.toml", BASE);
-    for id in ["12345678901234567890123456789012", "12e34567890123456789012345678901"] {
+    for id in [
+        "12345678901234567890123456789012",
+        "12e34567890123456789012345678901",
+    ] {
         let yaml = files.write("ids.yaml", &format!("kv:\n  account_id: {id}\n"));
         let errors = load(&[base.clone(), yaml.clone()], environment(&[])).unwrap_err();
         assert_eq!(
@@ -144,9 +186,17 @@ fn ids_without_quotes_in_yaml_are_refused_and_not_guessed() {
 fn variables_list_columns_with_commas() {
     let config = good(BASE, &[("PG2KV__SYNC__USERS__COLUMNS", "plan, flags")]);
     let pairs = |names: &[(&str, &str)]| {
-        ValueSource::Columns(names.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect())
+        ValueSource::Columns(
+            names
+                .iter()
+                .map(|(a, b)| ((*a).into(), (*b).into()))
+                .collect(),
+        )
     };
-    assert_eq!(config.syncs[0].value, pairs(&[("plan", "plan"), ("flags", "flags")]));
+    assert_eq!(
+        config.syncs[0].value,
+        pairs(&[("plan", "plan"), ("flags", "flags")])
+    );
     // A table instead of the file's list.
     let config = good(BASE, &[("PG2KV__SYNC__USERS__COLUMNS__PLAN", "p")]);
     assert_eq!(config.syncs[0].value, pairs(&[("plan", "p")]));
@@ -154,13 +204,22 @@ fn variables_list_columns_with_commas() {
 
 #[test]
 fn renamed_columns_come_in_the_order_of_their_names() {
-    let text = BASE.replace("[\"plan\"]", "{ plan = 'p', flags = 'f', active = 'a', born = 'b' }");
+    let text = BASE.replace(
+        "[\"plan\"]",
+        "{ plan = 'p', flags = 'f', active = 'a', born = 'b' }",
+    );
     let names = ["active", "born", "flags", "plan"];
     for _ in 0..20 {
         let ValueSource::Columns(columns) = &good(&text, &[]).syncs[0].value else {
             panic!("columns");
         };
-        assert_eq!(columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names);
+        assert_eq!(
+            columns
+                .iter()
+                .map(|(name, _)| name.as_str())
+                .collect::<Vec<_>>(),
+            names
+        );
     }
 }
 
@@ -169,8 +228,11 @@ fn a_variable_that_is_no_text_is_refused_without_its_value() {
     let files = Files::new();
     let path = files.write("pg2kv.toml", BASE);
     let odd = OsString::from_vec(b"canary-\xff".to_vec());
-    let errors =
-        load(std::slice::from_ref(&path), vec![("PG2KV__KV__API_TOKEN".into(), odd)]).unwrap_err();
+    let errors = load(
+        std::slice::from_ref(&path),
+        vec![("PG2KV__KV__API_TOKEN".into(), odd)],
+    )
+    .unwrap_err();
     assert_eq!(
         shown(&errors, &path),
         ["error: PG2KV__KV__API_TOKEN is not valid UTF-8
@@ -181,7 +243,10 @@ fn a_variable_that_is_no_text_is_refused_without_its_value() {
 
 #[test]
 fn two_spellings_of_one_variable_are_refused() {
-    let both = [("PG2KV__QUEUE__QUIET", "1ms"), ("pg2kv__queue__quiet", "2ms")];
+    let both = [
+        ("PG2KV__QUEUE__QUIET", "1ms"),
+        ("pg2kv__queue__quiet", "2ms"),
+    ];
     assert_eq!(
         errors(BASE, &both),
         ["error: queue.quiet is set by two variables
@@ -216,7 +281,10 @@ fn what_is_watched_follows_from_what_is_written() {
         good(&text, &[]).syncs[0].watch.columns.clone()
     };
     let names = |names: &[&str]| Some(names.iter().map(ToString::to_string).collect::<Vec<_>>());
-    assert_eq!(watched("columns = ['plan', 'flags']"), names(&["plan", "flags"]));
+    assert_eq!(
+        watched("columns = ['plan', 'flags']"),
+        names(&["plan", "flags"])
+    );
     assert_eq!(watched("columns = { plan = 'p' }"), names(&["plan"]));
     // The condition may read any column.
     assert_eq!(watched("columns = ['plan']\nwhere = 'active'"), None);
@@ -225,22 +293,39 @@ fn what_is_watched_follows_from_what_is_written() {
         names(&["active", "plan"])
     );
     assert_eq!(watched("value = 'to_jsonb(plan)'"), None);
-    assert_eq!(watched("value = 'to_jsonb(plan)'\nwatch = ['plan']"), names(&["plan"]));
+    assert_eq!(
+        watched("value = 'to_jsonb(plan)'\nwatch = ['plan']"),
+        names(&["plan"])
+    );
 }
 
 #[test]
 fn defaults_that_depend_on_other_keys_follow_them() {
-    assert_eq!(good(BASE, &[]).retry.late_write_window, Duration::from_secs(150));
+    assert_eq!(
+        good(BASE, &[]).retry.late_write_window,
+        Duration::from_secs(150)
+    );
     let config = good(BASE, &[("PG2KV__KV__REQUEST_TIMEOUT", "40s 500ms")]);
-    assert_eq!(config.retry.late_write_window, Duration::from_millis(160_500));
-    assert_eq!(good(BASE, &[("PG2KV__KV__REQUESTS_PER_5MIN", "0")]).kv.requests_per_5min, None);
+    assert_eq!(
+        config.retry.late_write_window,
+        Duration::from_millis(160_500)
+    );
+    assert_eq!(
+        good(BASE, &[("PG2KV__KV__REQUESTS_PER_5MIN", "0")])
+            .kv
+            .requests_per_5min,
+        None
+    );
 }
 
 #[test]
 fn risky_values_are_warned_of() {
     let config = good(
         BASE,
-        &[("PG2KV__QUEUE__KEY_INTERVAL", "10ms"), ("PG2KV__RETRY__LATE_WRITE_WINDOW", "1s")],
+        &[
+            ("PG2KV__QUEUE__KEY_INTERVAL", "10ms"),
+            ("PG2KV__RETRY__LATE_WRITE_WINDOW", "1s"),
+        ],
     );
     let keys: Vec<_> = config
         .warnings
@@ -259,5 +344,8 @@ fn syncs_may_share_names_only_in_different_namespaces() {
     };
     assert_eq!(errors(&other("", "users:{id}"), &[]), [] as [&str; 0]);
     assert_eq!(errors(&other("", "{id}"), &[]).len(), 1);
-    assert_eq!(errors(&other(&format!("namespace_id = '{ID}'"), "{id}"), &[]), [] as [&str; 0]);
+    assert_eq!(
+        errors(&other(&format!("namespace_id = '{ID}'"), "{id}"), &[]),
+        [] as [&str; 0]
+    );
 }

@@ -1,0 +1,1 @@
+//! Two real daemons, real servers, and everything that can go wrong with them.
