@@ -251,6 +251,8 @@ impl Daemon {
                     });
                 }
                 self.handle(Event::Campaigned(campaigned));
+                // Now, because the first of the regular looks may be far away.
+                self.read_gauges();
             }
             Ok(Done::Gauges(gauges)) => {
                 self.teller.tell_gauges(&gauges);

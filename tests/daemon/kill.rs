@@ -1,6 +1,5 @@
 //! kill -9 at any moment loses nothing.
 
-use pg2kv::emulator::limits::Limits;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::load::{SYNCS, TABLES, Writer};
@@ -19,7 +18,7 @@ async fn twenty_kills_during_a_load_lose_nothing() {
         sql: TABLES,
         syncs: SYNCS,
         settings: &[],
-        limits: Limits::without_rate_limits(),
+        limits: None,
     })
     .await;
     let client = world.admin().await;
