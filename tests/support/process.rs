@@ -96,8 +96,14 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) {
         if let Some(pid) = self.child.id() {
             let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+            // It may have ended just now; its id stays ours until it is waited for.
             kill_process(pid, signal).unwrap();
         }
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Kills it and waits until it is gone.

@@ -1,6 +1,8 @@
 //! A TCP proxy that misbehaves on command: a network between the daemon and its servers.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -28,6 +30,7 @@ pub(crate) enum Mode {
 pub(crate) struct Proxy {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
+    sent: Arc<AtomicU64>,
     server: JoinHandle<()>,
 }
 
@@ -37,12 +40,14 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, modes) = watch::channel(Mode::Pass);
+        let sent = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&sent);
         let server = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 tokio::select! {
                     accepted = listener.accept() => if let Ok((client, _)) = accepted {
-                        connections.spawn(serve(client, upstream, modes.clone()));
+                        connections.spawn(serve(client, upstream, modes.clone(), Arc::clone(&count)));
                     },
                     Some(_) = connections.join_next() => {}
                 }
@@ -51,12 +56,18 @@ impl Proxy {
         Self {
             address,
             mode,
+            sent,
             server,
         }
     }
 
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// Bytes that clients have sent so far, whether they were passed on or not.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Changes how connections are treated, from now on.
@@ -74,11 +85,16 @@ impl Drop for Proxy {
 /// The connection is to be reset, or was.
 struct Broken;
 
-async fn serve(mut client: TcpStream, upstream: SocketAddr, mut modes: watch::Receiver<Mode>) {
+async fn serve(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    mut modes: watch::Receiver<Mode>,
+    sent: Arc<AtomicU64>,
+) {
     // The kernel has answered the client already; in a lost network at least nothing follows.
     let found = modes.wait_for(|mode| *mode != Mode::Blackhole).await;
     let refused = found.map_or(true, |mode| *mode == Mode::Reset);
-    if refused || pass(&mut client, upstream, modes).await.is_err() {
+    if refused || pass(&mut client, upstream, modes, &sent).await.is_err() {
         // Closing with a zero linger time sends RST. Without it the peer sees an orderly end.
         let _ = client.set_zero_linger();
     }
@@ -88,14 +104,16 @@ async fn pass(
     client: &mut TcpStream,
     upstream: SocketAddr,
     modes: watch::Receiver<Mode>,
+    sent: &AtomicU64,
 ) -> Result<(), Broken> {
     let mut server = TcpStream::connect(upstream).await.map_err(|_| Broken)?;
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let received = AtomicU64::new(0);
     let passed = {
         let (client_read, client_write) = client.split();
         let (server_read, server_write) = server.split();
-        let up = pump(client_read, server_write, modes.clone());
-        let down = pump(server_read, client_write, modes);
+        let up = pump(client_read, server_write, modes.clone(), sent);
+        let down = pump(server_read, client_write, modes, &received);
         tokio::try_join!(up, down)
     };
     if passed.is_err() {
@@ -109,6 +127,7 @@ async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut modes: watch::Receiver<Mode>,
+    count: &AtomicU64,
 ) -> Result<(), Broken> {
     let mut buffer = vec![0; 16_384];
     let mut left = None;
@@ -139,6 +158,7 @@ async fn pump(
         if read == 0 {
             return to.shutdown().await.map_err(|_| Broken);
         }
+        count.fetch_add(read as u64, Ordering::Relaxed);
         if let Mode::Slow(pause) = mode {
             tokio::time::sleep(pause).await;
         }
