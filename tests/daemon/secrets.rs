@@ -25,7 +25,7 @@ async fn canaries_never_show() {
     let echo = StatusReply {
         status: 400,
         body: Some(format!(
-            r#"{{"success": false, "errors": [{{"code": 10000, "message": "{ECHO} {KEY} {VALUE}"}}]}}"#
+            r#"{{"success": false, "errors": [{{"code": 10043, "message": "{ECHO} {KEY} {VALUE}"}}]}}"#
         )),
         ..StatusReply::default()
     };

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use super::{bulk_writes, timed, world};
 use crate::support::process::{LEADS, STANDS_BY};
+use crate::support::wait;
 
 #[tokio::test]
 async fn sigterm_finishes_what_is_in_flight_and_a_standby_takes_over() {
@@ -21,7 +22,7 @@ async fn sigterm_finishes_what_is_in_flight_and_a_standby_takes_over() {
         .kv
         .faults()
         .add(
-            Fault::delay(Duration::from_millis(800))
+            Fault::delay(Duration::from_millis(1_500))
                 .on_operation(Operation::BulkWrite)
                 .times(1),
         )
@@ -33,8 +34,11 @@ async fn sigterm_finishes_what_is_in_flight_and_a_standby_takes_over() {
 
     leader.signal(Signal::TERM);
     leader.logged("stopping: finishing what is in flight").await;
-    let (status, body) = leader.get("/readyz").await;
-    assert_eq!(status, 503, "{body}");
+    wait::until("/readyz to say that it stops", async || {
+        let (status, body) = leader.get("/readyz").await;
+        (status == 503 && body.starts_with("stopping")).then_some(())
+    })
+    .await;
     // The row is committed while the leader drains, so the standby has to bring it.
     world
         .sql("insert into public.note values (2, 'for the next one')")
