@@ -236,6 +236,8 @@ pub enum Rendered {
     Put(Document),
     /// The pair must not stand in KV.
     Delete(KvName),
+    /// There are no rows, and KV can have no pair for them: their name would be no valid one.
+    Nothing,
     /// No valid pair can be made of the rows.
     Poison(Poison),
 }

@@ -262,6 +262,8 @@ fn find(text: &str, from: usize, what: &str) -> Option<usize> {
 pub fn render(template: &Template, columns: &[String], value: Option<Bytes>) -> Rendered {
     let name = match template.render(columns) {
         Ok(name) => name,
+        // A row that is gone takes its dead letter along.
+        Err(_) if value.is_none() => return Rendered::Nothing,
         Err(poison) => return Rendered::Poison(poison),
     };
     let Some(value) = value else {
@@ -274,11 +276,13 @@ pub fn render(template: &Template, columns: &[String], value: Option<Bytes>) -> 
 }
 
 fn document(name: KvName, text: Bytes) -> Result<Document, Poison> {
-    let size = text.len();
-    if size > KV_VALUE_MAX_BYTES {
+    // By how much is not known: what is too long is cut off where it is read.
+    if text.len() > KV_VALUE_MAX_BYTES {
         return Err(Poison::new(
             PoisonReason::ValueTooLarge,
-            format!("the value has {size} bytes; Workers KV allows {KV_VALUE_MAX_BYTES}"),
+            format!(
+                "the value has more than the {KV_VALUE_MAX_BYTES} bytes that Workers KV allows"
+            ),
         ));
     }
     if let Err(error) = std::str::from_utf8(&text) {

@@ -9,8 +9,9 @@ use super::EXIT_CONFIG;
 use super::output::Failure;
 use crate::config::{Log, LogFormat};
 
-/// At debug the driver writes the parameters of statements, which are keys: never that.
-const DRIVER: &str = "tokio_postgres=info";
+/// The driver's debug events hold the parameters of statements, and so keys of rows. Nothing switches
+/// them on.
+const DRIVER: &str = "tokio_postgres=warn";
 
 /// Starts to log. `RUST_LOG` has the last word on the filter.
 pub(super) fn start(log: &Log) -> Result<(), Failure> {
@@ -18,17 +19,15 @@ pub(super) fn start(log: &Log) -> Result<(), Failure> {
         Ok(filter) if !filter.is_empty() => (filter, "RUST_LOG"),
         _ => (log.level.clone(), "log.level"),
     };
+    let driver = DRIVER.parse().map_err(io::Error::other)?;
     let filter = EnvFilter::builder()
         .parse(filter)
         .map_err(|error| Failure::Other {
             code: EXIT_CONFIG,
             what: format!("{place} is not a filter for logs: {error}"),
             help: Some("write a level, or directives such as \"info,pg2kv=debug\"".to_owned()),
-        })?;
-    let filter = match DRIVER.parse() {
-        Ok(driver) => filter.add_directive(driver),
-        Err(_) => filter,
-    };
+        })?
+        .add_directive(driver);
     let terminal = io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -21,7 +21,7 @@ use self::effects::{Done, Leadership, World};
 use self::telling::Teller;
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind};
-use crate::relay::{Effect, Event, Phase, Relay, Status};
+use crate::relay::{Effect, Event, Notice, Phase, Relay, Status};
 use crate::sink::kv::{KvClient, TokenReload};
 use crate::sink::setup::NamespaceId;
 use crate::source::{self, SyncSource};
@@ -187,8 +187,10 @@ impl Daemon {
     fn handle(&mut self, event: Event) {
         let before = self.relay.phase();
         let out = self.relay.handle(clock::now(), event);
+        let mut news = false;
         for notice in out.notices {
-            if let crate::relay::Notice::SessionFailed(failure) = &notice {
+            news |= is_news(&notice);
+            if let Notice::SessionFailed(failure) = &notice {
                 let failure = failure.clone();
                 self.report
                     .send_modify(|report| report.failure = Some(failure));
@@ -198,7 +200,7 @@ impl Daemon {
         for effect in out.effects {
             self.run_effect(effect);
         }
-        if self.relay.phase() != before {
+        if news || self.relay.phase() != before {
             self.publish();
         }
     }
@@ -253,6 +255,8 @@ impl Daemon {
                     });
                 }
                 self.handle(Event::Campaigned(campaigned));
+                // Now, because the first of the regular looks may be far away.
+                self.read_gauges();
             }
             Ok(Done::Gauges(gauges)) => {
                 self.teller.tell_gauges(&gauges);
@@ -298,6 +302,19 @@ impl Daemon {
             TokenReload::Failed(error) => self.teller.token_failed(&error.to_string()),
         }
     }
+}
+
+/// Whether the report must not wait for its second: these are rare, and a probe tells of them.
+fn is_news(notice: &Notice) -> bool {
+    matches!(
+        notice,
+        Notice::Held { .. }
+            | Notice::Resumed { .. }
+            | Notice::Blocked { .. }
+            | Notice::Unblocked
+            | Notice::BackfillStarted { .. }
+            | Notice::BackfillDone { .. }
+    )
 }
 
 /// The next ring, or the end of a connection; never resolves while there is no leadership.

@@ -48,6 +48,10 @@ impl Teller {
             for op in ["put", "delete"] {
                 counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => op).absolute(0);
             }
+            counter!(names::KEYS_UNCHANGED, "sync" => sync.clone()).absolute(0);
+            counter!(names::BACKFILLS, "sync" => sync.clone()).absolute(0);
+            gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
+            gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
         }
         for name in [
             names::CHANGES_FETCHED,

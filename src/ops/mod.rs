@@ -119,12 +119,16 @@ async fn index() -> Response {
 }
 
 async fn livez(State(ops): State<Ops>) -> Response {
-    let age = ops.watcher.loop_age();
-    if age < STUCK_AFTER {
-        text(StatusCode::OK, "ok\n")
+    let (status, body) = liveness(ops.watcher.loop_age());
+    text(status, body)
+}
+
+fn liveness(loop_age: Duration) -> (StatusCode, String) {
+    if loop_age < STUCK_AFTER {
+        (StatusCode::OK, "ok\n".to_owned())
     } else {
-        let body = format!("the loop has been stuck for {} s\n", age.as_secs());
-        text(StatusCode::SERVICE_UNAVAILABLE, body)
+        let body = format!("the loop has been stuck for {} s\n", loop_age.as_secs());
+        (StatusCode::SERVICE_UNAVAILABLE, body)
     }
 }
 
@@ -170,4 +174,17 @@ fn text(status: StatusCode, body: impl Into<String>) -> Response {
         ),
     ];
     (status, headers, body.into()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stuck_loop_is_not_alive() {
+        assert_eq!(liveness(Duration::from_secs(14)).0, StatusCode::OK);
+        let (status, body) = liveness(Duration::from_secs(16));
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(body, "the loop has been stuck for 16 s\n");
+    }
 }

@@ -73,7 +73,7 @@ pub enum Verdict {
     },
     /// KV already has it; nothing was sent.
     Unchanged,
-    /// It cannot be written, and a dead letter takes its place.
+    /// It cannot be written; a dead letter takes its place, or there is no row any more.
     Dead,
     /// It may or may not have been written, or may be yet, until the moment given.
     Doubt {

@@ -1,5 +1,9 @@
 //! What the tests share.
 
+pub(crate) mod load;
 pub(crate) mod node;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod wait;
+pub(crate) mod world;

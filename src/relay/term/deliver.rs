@@ -64,6 +64,11 @@ impl Term {
                     self.bury(shared, now, sync, slot, poison);
                     continue;
                 }
+                Some(Rendered::Nothing) => {
+                    unchanged += 1;
+                    self.forget(shared, now, sync, slot);
+                    continue;
+                }
                 Some(Rendered::Put(document)) => {
                     let content = Content::Present(document.hash);
                     (content, Sendable::Put(document))

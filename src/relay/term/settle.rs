@@ -173,6 +173,16 @@ impl Term {
         self.resolve(shared, now, slot, Verdict::Dead);
     }
 
+    /// A key of which KV can have no pair. Nothing was ever sent for it, so no doubt remains either.
+    pub(super) fn forget(&mut self, shared: &mut Shared<'_>, now: Mono, sync: SyncId, slot: Slot) {
+        if let Some(key) = self.queue.key(slot).cloned()
+            && self.syncs[usize::from(sync.0)].may_have_dead_letters
+        {
+            self.settle.decide(sync, key, Fate::Cleared);
+        }
+        self.resolve(shared, now, slot, Verdict::Dead);
+    }
+
     /// One key fewer needs the claim.
     pub(super) fn release(&mut self, claim: ClaimId) {
         let Some(open) = self.claims.get_mut(&claim) else {
