@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use pg2kv::metrics::{ALL, Type};
 
-/// Longest source file in lines. Past it a file is rarely one noun.
-const LINES_MAX: usize = 600;
+/// Longest file in lines, of the program and of a test. Past it a file is rarely one noun.
+const LINES_MAX: [(&str, usize); 2] = [("src", 600), ("tests", 750)];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -195,17 +195,19 @@ fn one_file_knows_the_backoff_crate() {
 #[test]
 fn files_stay_small_and_say_what_they_own() {
     let mut wrong = Vec::new();
-    for path in sources("src").into_iter().chain(sources("tests")) {
-        let text = fs::read_to_string(&path).unwrap();
-        let lines = text.lines().count();
-        if lines > LINES_MAX {
-            wrong.push(format!("{}: {lines} lines", path.display()));
-        }
-        if !text.starts_with("//!") && !path.ends_with("tests.rs") {
-            wrong.push(format!(
-                "{}: does not begin with what it owns",
-                path.display()
-            ));
+    for (folder, lines_max) in LINES_MAX {
+        for path in sources(folder) {
+            let text = fs::read_to_string(&path).unwrap();
+            let lines = text.lines().count();
+            if lines > lines_max {
+                wrong.push(format!("{}: {lines} lines", path.display()));
+            }
+            if !text.starts_with("//!") && !path.ends_with("tests.rs") {
+                wrong.push(format!(
+                    "{}: does not begin with what it owns",
+                    path.display()
+                ));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

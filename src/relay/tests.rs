@@ -8,8 +8,13 @@ mod leadership;
 use std::collections::VecDeque;
 
 use super::*;
-use crate::change::{Change, Changed, Document, KvName, Outcome, Value};
-use crate::ledger::BackfillPhase;
+use crate::change::{
+    Answer, Batch, Change, Changed, ClaimId, ContentHash, Document, Epoch, Key, KvName, OutboxId,
+    Outcome, Rendered, SyncId, Value,
+};
+use crate::ledger::{
+    Backfill, BackfillPhase, BackfillStep, ClaimRequest, FetchMode, Fetched, SettleRequest, Walked,
+};
 
 const SYNC: SyncId = SyncId(0);
 

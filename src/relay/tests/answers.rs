@@ -1,7 +1,7 @@
 //! What each answer of KV and of the ledger leads to.
 
 use super::*;
-use crate::change::{AmbiguousReason, NotSentReason, Outcome, Poison, RateLimit};
+use crate::change::{AmbiguousReason, NotSentReason, Outcome, Poison, PoisonReason, RateLimit};
 
 #[test]
 fn a_written_key_is_settled_and_not_written_again() {

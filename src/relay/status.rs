@@ -1,0 +1,89 @@
+//! A look at the relay's memory, for gauges, probes and the status page. Pure values.
+
+use std::time::Duration;
+
+use super::holds::{BlockReason, HoldReason};
+use crate::change::Epoch;
+use crate::ledger::Backfill;
+
+/// Who leads, as far as this process knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Asks for the lease, or waits to ask again after a failure.
+    Starting,
+    /// Another process leads.
+    Standby,
+    /// This process leads.
+    Leading,
+    /// Finishes what is in flight.
+    Draining,
+    /// Nothing is left to do.
+    Done,
+}
+
+/// A look at the relay's memory.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Who leads.
+    pub phase: Phase,
+    /// Number of the leadership, while this process leads.
+    pub epoch: Option<Epoch>,
+    /// Keys in the queue.
+    pub queue_keys: usize,
+    /// Keys being written.
+    pub in_flight_keys: usize,
+    /// Keys of which a write is in doubt.
+    pub doubt_keys: usize,
+    /// Claims of this term that are not settled.
+    pub claims: usize,
+    /// Age of the oldest change that no write has covered yet.
+    pub oldest_change_age: Option<Duration>,
+    /// Requests that may go now without the reserve.
+    pub budget_left: u64,
+    /// Pairs that the next batch may hold.
+    pub batch_pairs: usize,
+    /// Why nothing is sent.
+    pub blocked: Option<StatusBlock>,
+    /// By sync.
+    pub syncs: Vec<StatusSync>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Starting,
+            epoch: None,
+            queue_keys: 0,
+            in_flight_keys: 0,
+            doubt_keys: 0,
+            claims: 0,
+            oldest_change_age: None,
+            budget_left: 0,
+            batch_pairs: 0,
+            blocked: None,
+            syncs: Vec::new(),
+        }
+    }
+}
+
+/// Why nothing is sent.
+#[derive(Clone, Debug)]
+pub struct StatusBlock {
+    /// Kind.
+    pub reason: BlockReason,
+    /// Sentence.
+    pub detail: String,
+    /// Time until the next try.
+    pub retry_in: Duration,
+}
+
+/// One sync in [`Status`].
+#[derive(Clone, Debug)]
+pub struct StatusSync {
+    /// Keys that wait for their time.
+    pub waiting_keys: usize,
+    /// Why it is on hold, with detail and hint.
+    pub hold: Option<(HoldReason, String, String)>,
+    /// Its backfill.
+    pub backfill: Option<Backfill>,
+}
