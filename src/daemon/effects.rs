@@ -28,7 +28,7 @@ pub(super) enum Done {
     Event(Event),
     /// The end of a campaign, with the connections to keep.
     Campaigned {
-        leadership: Option<Leadership>,
+        leadership: Option<Box<Leadership>>,
         campaigned: Campaigned,
     },
     /// Gauges of the ledger.
@@ -99,7 +99,7 @@ impl World {
     pub(super) async fn campaign(&self, candidate: Option<Candidate>) -> Done {
         match self.try_campaign(candidate).await {
             Ok((leadership, campaigned)) => Done::Campaigned {
-                leadership: Some(leadership),
+                leadership: Some(Box::new(leadership)),
                 campaigned,
             },
             Err(error) => Done::Campaigned {

@@ -246,7 +246,7 @@ impl Daemon {
                 leadership,
                 campaigned,
             }) => {
-                self.leadership = leadership;
+                self.leadership = leadership.map(|leadership| *leadership);
                 let reached = !matches!(campaigned, crate::relay::Campaigned::Failed(_));
                 if reached {
                     self.report.send_modify(|report| {
@@ -299,7 +299,7 @@ impl Daemon {
                 self.handle(Event::TokenChanged);
             }
             TokenReload::Same => {}
-            TokenReload::Failed(error) => self.teller.token_failed(&error.to_string()),
+            TokenReload::Failed(error) => self.teller.token_failed(&error),
         }
     }
 }
