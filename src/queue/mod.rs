@@ -359,12 +359,15 @@ impl Queue {
                 }
             }
         }
-        entry.not_before = entry.not_before.max(at);
         if entry.claim.is_some() {
             entry.retry_at = Some(at);
         }
+        if !entry.is_idle() {
+            entry.not_before = entry.not_before.max(at);
+        }
         self.in_flight -= 1;
-        self.put_down(slot, at);
+        // An idle key, one of a backfill, may still be within its interval.
+        self.put_down(slot, Mono::ZERO);
     }
 
     /// Whether an earlier write of the key is in doubt, so that it must be written even if the
