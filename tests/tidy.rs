@@ -318,8 +318,15 @@ fn the_table_of_faults_names_tests_that_exist() {
         .map(|path| fs::read_to_string(path).unwrap())
         .collect();
     let mut named = 0;
-    for line in table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("|---")) {
-        let cell = line.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+    for line in table
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("|---"))
+    {
+        let cell = line
+            .trim_end_matches(" |")
+            .rsplit(" | ")
+            .next()
+            .unwrap_or_default();
         if ["test", "–"].iter().any(|word| cell.starts_with(word)) {
             continue;
         }
@@ -330,7 +337,10 @@ fn the_table_of_faults_names_tests_that_exist() {
             let known = ["simulation", "chaos"].contains(&test)
                 || code.contains(&format!("fn {test}("))
                 || code.contains(&format!("fn {test}(server"));
-            assert!(known, "deploy/faults.md names a test that there is not: {test}");
+            assert!(
+                known,
+                "deploy/faults.md names a test that there is not: {test}"
+            );
         }
     }
     assert!(named > 40, "the table was not understood: {named} tests");
