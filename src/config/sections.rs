@@ -171,7 +171,7 @@ pub(super) fn kv(reader: &mut Reader<'_>) -> (Option<Kv>, Option<NamespaceId>) {
     let pairs_max = section.number("pairs_max", KV_BULK_MAX_PAIRS, 1..=KV_BULK_MAX_PAIRS);
     let body_max_bytes = section.number(
         "body_max_bytes",
-        50_000_000_usize,
+        8_000_000_usize,
         1_024..=KV_BULK_MAX_BYTES - 1,
     );
     if let (Some(request), Some(connect)) = (request_timeout, connect_timeout)
