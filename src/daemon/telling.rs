@@ -274,10 +274,10 @@ impl Teller {
         }
     }
 
-    pub(super) fn token_failed(&mut self, error: &str) {
+    pub(super) fn token_failed(&mut self, error: &dyn std::fmt::Display) {
         if let Some(skipped) = self.due("token") {
             warn!(
-                error,
+                %error,
                 skipped, "the API token could not be read anew; the old one stays in use"
             );
         }

@@ -28,6 +28,8 @@ pub(super) struct Entry {
     pub(super) key: Key,
     pub(super) dirty: Option<Dirty>,
     pub(super) in_flight: bool,
+    /// What is in flight may have been read before a backfill began, which does not see it.
+    pub(super) outdated: bool,
     /// First change of what is in flight or to be tried again.
     pub(super) waiting_since: Option<Mono>,
     pub(super) claim: Option<ClaimId>,

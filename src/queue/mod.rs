@@ -295,6 +295,16 @@ impl Queue {
             .map_or(Mono::ZERO, |entry| entry.not_before)
     }
 
+    /// Has every key of the sync that is in flight looked at once more, when it is back.
+    ///
+    /// A backfill that begins now relies on reads from now on. Of what was read before and is still
+    /// on its way, neither the table nor the names in KV tell it.
+    pub fn outdate(&mut self, sync: SyncId) {
+        for entry in self.entries.iter_mut().flatten() {
+            entry.outdated |= entry.sync == sync && entry.in_flight;
+        }
+    }
+
     /// Notes that `claim` holds the key in Postgres from now on.
     ///
     /// Returns the claim that held it until now: one claim is enough, and the newest is the one
@@ -408,7 +418,12 @@ impl Queue {
             }
         };
         self.in_flight -= 1;
-        let resolved = done.then(|| {
+        let entry = self.entry_mut(slot)?;
+        let outdated = std::mem::take(&mut entry.outdated);
+        if done && outdated {
+            entry.retry_at = Some(now);
+        }
+        let resolved = (done && !outdated).then(|| {
             self.set_doubt(slot, None);
             let entry = self.entry_mut(slot)?;
             entry.trouble = None;
@@ -462,6 +477,7 @@ impl Queue {
             key: key.clone(),
             dirty: None,
             in_flight: false,
+            outdated: false,
             waiting_since: None,
             claim: None,
             retry_at: None,

@@ -1,8 +1,12 @@
 //! TRUNCATE, and what somebody else did to KV.
 
+use std::time::Duration;
+
+use pg2kv::emulator::faults::Fault;
+use pg2kv::emulator::route::Operation;
 use reqwest::Method;
 
-use super::world;
+use super::{bulk_writes, world};
 use crate::support::world::{NAMESPACE, World};
 
 /// A pair under the notes' prefix that somebody else wrote.
@@ -49,6 +53,27 @@ async fn truncate_empties_our_keys_and_no_others() {
         .await;
     world.converges_but_for(&foreign).await;
     assert_eq!(world.kv.snapshot(NAMESPACE).len(), 21 + 2);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_pair_on_its_way_while_its_table_is_emptied_does_not_stay() {
+    let world = world().await;
+    let daemon = world.daemon();
+    daemon.leads().await;
+    world.quiet().await;
+    let done = daemon.count("backfill done");
+    let slow = Fault::delay(Duration::from_millis(1_000)).on_operation(Operation::BulkWrite);
+    world.kv.faults().add(slow.times(1)).unwrap();
+    world
+        .sql("insert into public.note values (1, 'on its way')")
+        .await;
+    bulk_writes(&world, 1).await;
+    // Neither the table nor the names in KV tell the backfill of this pair.
+    world.sql("truncate public.note").await;
+    daemon.logged_times("backfill done", done + 1).await;
+    world.converges().await;
+    assert_eq!(world.kv.snapshot(NAMESPACE).len(), 0);
     daemon.stop().await;
 }
 

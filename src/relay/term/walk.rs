@@ -98,6 +98,7 @@ impl Term {
             Ok(backfill) => {
                 // What is known of KV is what the backfill is to look at again.
                 self.forget_seen(now);
+                self.queue.outdate(sync);
                 let reason = backfill.reason.clone();
                 shared.tell(Notice::BackfillStarted { sync, reason });
                 backfills::of(&mut self.walks, sync).resume(backfill);
