@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod config;
+mod dead_letters;
 mod demo;
 mod emulator;
 mod help;
@@ -69,6 +70,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Install(args) => sql::install(&files, &args).await,
         Command::Status(args) => status::execute(&files, &args).await,
         Command::Resync(args) => status::resync(&files, &args).await,
+        Command::DeadLetters { command } => dead_letters::execute(&files, &command).await,
         Command::Emulator(args) => emulator::execute(args).await,
         Command::Demo(args) => demo::execute(args).await,
         Command::Config {

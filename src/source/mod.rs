@@ -21,6 +21,7 @@ pub mod error;
 mod frontier;
 mod gauges;
 pub mod lease;
+pub mod letters;
 mod link;
 mod outbox;
 mod recover;
