@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::change::SyncId;
 
 pub mod admin;
+pub mod audit;
 mod check;
 mod claim;
 pub mod doorbell;

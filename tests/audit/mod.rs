@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
 
 mod letters;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -53,7 +54,7 @@ impl Place {
         // Polls are so rare that only a ring brings a change in time.
         let text = format!(
             "[postgres]\nurl = \"{}\"\npoll_interval = \"60s\"\n\
-             [kv]\nnamespace_id = \"{ID}\"\napi_token = \"token\"\napi_base_url = \"{}\"\n\
+             [kv]\naccount_id = \"{ID}\"\nnamespace_id = \"{ID}\"\napi_token = \"token\"\napi_base_url = \"{}\"\n\
              [ops]\nlisten = \"127.0.0.1:0\"\n{syncs}",
             database.url_as(&login),
             emulator.base_url()

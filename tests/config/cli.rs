@@ -37,6 +37,7 @@ Operate:
   run           Run the daemon
   status        Show the leader, and each sync with what waits
   resync        Write every document of a sync again
+  verify        Compare KV with Postgres, and have the daemon mend what drifted
   dead-letters  Look at keys that KV cannot take, try them again, or drop them
 
 Try out:
@@ -54,7 +55,7 @@ Exit codes:
   0    done
   1    failed, or something is not in order
   2    the command line is wrong
-  69   Postgres or the address to listen on is not available
+  69   Postgres, Workers KV or the address to listen on is not available
   78   the configuration is wrong
 ";
 
