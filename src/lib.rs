@@ -53,6 +53,8 @@ pub mod relay;
 pub mod sink;
 pub mod source;
 
+pub mod audit;
+
 pub mod config;
 pub mod daemon;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! The one integration test binary.
 #![cfg(test)]
 
+mod audit;
 mod chaos;
 mod config;
 mod daemon;

@@ -98,7 +98,7 @@ fn imports_run_one_way() {
         ("relay", vec!["change", "ledger", "queue"]),
         ("source", vec!["change", "ledger", "sql_kit"]),
         ("sink", vec!["change"]),
-        ("audit", vec!["change"]),
+        ("audit", vec!["change", "document", "sink", "source"]),
         ("sql_kit", vec![]),
         ("metrics", vec![]),
         ("throwaway", vec![]),

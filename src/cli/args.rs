@@ -63,6 +63,32 @@ pub(super) enum Command {
     #[command(after_help = "Example:\n  pg2kv resync users")]
     Resync(ResyncArgs),
 
+    /// Compare KV with Postgres, and have the daemon mend what drifted
+    ///
+    /// Lists the names in KV, renders every row, and compares content hashes. What differs is looked
+    /// at twice; keys with a change on its way do not count. Takes no lease, writes nothing, and
+    /// sends at most 2 requests a second, 1,000 names each. Memory: about 80 bytes for each pair,
+    /// about 150 for each that differs. Workers KV may list a write a minute late.
+    ///
+    /// Exit code 0: nothing has drifted; 1: something has, repaired or not; 69: Postgres or
+    /// Workers KV does not answer.
+    #[command(after_help = "Examples:\n  pg2kv verify\n  pg2kv verify --repair users")]
+    Verify(VerifyArgs),
+
+    /// Look at keys that KV cannot take, try them again, or drop them
+    ///
+    /// A key goes there when its document can never be written as it is: too large, an impossible
+    /// KV key, a value expression that fails for the row. The next change of the row tries again by
+    /// itself.
+    #[command(
+        after_help = "Examples:\n  pg2kv dead-letters list\n  pg2kv dead-letters retry users --reason value_too_large"
+    )]
+    DeadLetters {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: DeadLettersCommand,
+    },
+
     /// Run a local server that speaks the Workers KV REST API
     ///
     /// With the limits of the real one. For development and tests; in memory unless --data-dir is
@@ -132,6 +158,119 @@ pub(super) struct ResyncArgs {
     /// Name of the sync
     #[arg(value_name = "SYNC")]
     pub(super) sync: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Name of the sync [default: every one]
+    #[arg(value_name = "SYNC")]
+    pub(super) sync: Option<String>,
+
+    /// Where anything drifted, ask the daemon for a resync of that sync
+    ///
+    /// It writes every document of the sync again, each of which Workers KV bills, and deletes the
+    /// orphans. Single keys would not do: the daemon does not write a document that it has written
+    /// before and believes to be there.
+    #[arg(long)]
+    pub(super) repair: bool,
+
+    /// Print up to 20 drifted keys of each sync in clear text instead of as fingerprints
+    #[arg(long)]
+    pub(super) show_keys: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum DeadLettersCommand {
+    /// Count them by sync and reason
+    #[command(after_help = "Example:\n  pg2kv dead-letters list --json")]
+    List(LettersListArgs),
+    /// Print them, oldest first
+    ///
+    /// Keys are printed as fingerprints: they may be personal data.
+    #[command(after_help = "Example:\n  pg2kv dead-letters show users --show-keys --limit 100")]
+    Show(LettersShowArgs),
+    /// Have the daemon look at them again
+    ///
+    /// A letter goes once its document is written, or its row is gone and KV has nothing; until then
+    /// it stays, with a new reason where there is one.
+    #[command(
+        after_help = "Examples:\n  pg2kv dead-letters retry users --dry-run\n  pg2kv dead-letters retry users user:42"
+    )]
+    Retry(LettersRetryArgs),
+    /// Forget them; KV stays as it is
+    ///
+    /// Nothing looks at these keys again before their next change, a resync or a repair.
+    #[command(after_help = "Example:\n  pg2kv dead-letters drop users --reason illegal_key --yes")]
+    Drop(LettersDropArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct LettersListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Which letters are meant.
+#[derive(Clone, Debug, Args)]
+pub(super) struct LettersWhich {
+    /// Name of the sync
+    #[arg(value_name = "SYNC")]
+    pub(super) sync: String,
+
+    /// KV key, key as a JSON array, or fingerprint [default: every key]
+    #[arg(value_name = "KEY")]
+    pub(super) key: Option<String>,
+
+    /// Only letters of this reason, such as value_too_large
+    #[arg(long, value_name = "REASON")]
+    pub(super) reason: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct LettersShowArgs {
+    #[command(flatten)]
+    pub(super) which: LettersWhich,
+
+    /// Most letters to print
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(super) limit: u32,
+
+    /// Print keys in clear text
+    #[arg(long)]
+    pub(super) show_keys: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct LettersRetryArgs {
+    #[command(flatten)]
+    pub(super) which: LettersWhich,
+
+    /// Say how many are meant and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct LettersDropArgs {
+    #[command(flatten)]
+    pub(super) which: LettersWhich,
+
+    /// Really drop them
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) yes: bool,
+
+    /// Say how many are meant and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::output::{BAD, DIM, DOUBT, Failure, GOOD, without_hint};
+use super::output::{BAD, DIM, DOUBT, Failure, GOOD, count, without_hint};
 use crate::change::{Answer, NotSentReason, Outcome};
 use crate::config::{self, Config};
 use crate::sink::kv::KvClient;
@@ -19,7 +19,7 @@ pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
         ok: true,
         detail: format!(
             "{} ({})",
-            count(config.syncs.len(), "sync"),
+            count(config.syncs.len() as u64, "sync"),
             super::named(files)
         ),
         hint: None,
@@ -59,7 +59,7 @@ pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
     if failed == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(out, "\n{} not in order", count(failed, "thing"))?;
+    writeln!(out, "\n{} not in order", count(failed as u64, "thing"))?;
     Ok(ExitCode::FAILURE)
 }
 
@@ -135,8 +135,4 @@ fn judge(namespace: &NamespaceId, syncs: &str, answer: &Answer) -> Finding {
         },
         hint: hint.map(str::to_owned),
     }
-}
-
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

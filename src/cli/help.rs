@@ -14,7 +14,10 @@ use super::version;
 /// Headings and their verbs, in the order of use.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Set up", &["check", "sql", "install", "config"]),
-    ("Operate", &["run", "status", "resync"]),
+    (
+        "Operate",
+        &["run", "status", "resync", "verify", "dead-letters"],
+    ),
     ("Try out", &["demo", "emulator"]),
     ("About", &["version"]),
 ];
@@ -28,7 +31,7 @@ const EXIT_CODES: &[(&str, &str)] = &[
     ("2", "the command line is wrong"),
     (
         "69",
-        "Postgres or the address to listen on is not available",
+        "Postgres, Workers KV or the address to listen on is not available",
     ),
     ("78", "the configuration is wrong"),
 ];
@@ -65,7 +68,7 @@ fn verbs(command: &clap::Command) -> String {
                 .find_subcommand(name)
                 .and_then(|verb| verb.get_about());
             let about = about.map(ToString::to_string).unwrap_or_default();
-            let _ = writeln!(text, "  {VERB}{name:<10}{VERB:#} {about}");
+            let _ = writeln!(text, "  {VERB}{name:<13}{VERB:#} {about}");
         }
     }
     text

@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod config;
+mod dead_letters;
 mod demo;
 mod emulator;
 mod help;
@@ -11,6 +12,7 @@ mod output;
 mod run;
 mod sql;
 mod status;
+mod verify;
 mod version;
 
 use std::path::PathBuf;
@@ -69,6 +71,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Install(args) => sql::install(&files, &args).await,
         Command::Status(args) => status::execute(&files, &args).await,
         Command::Resync(args) => status::resync(&files, &args).await,
+        Command::Verify(args) => verify::execute(&files, &args).await,
+        Command::DeadLetters { command } => dead_letters::execute(&files, &command).await,
         Command::Emulator(args) => emulator::execute(args).await,
         Command::Demo(args) => demo::execute(args).await,
         Command::Config {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 
@@ -58,6 +59,15 @@ impl Failure {
             what: what.into(),
             help: None,
         }
+    }
+
+    /// A failure because no sync has this name.
+    pub(super) fn unknown_sync<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        let known: Vec<_> = known.collect();
+        Self::new(
+            format!("no sync is named {name:?}"),
+            format!("the configuration has {}", known.join(", ")),
+        )
     }
 
     /// Says it on standard error.
@@ -159,4 +169,19 @@ pub(super) fn write_table(out: &mut impl Write, rows: &[Vec<String>]) -> io::Res
         }
     }
     Ok(())
+}
+
+/// Seconds in words, coarse enough to read at a glance.
+pub(super) fn age(seconds: f64) -> String {
+    let age = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
+    let coarse = match age.as_secs() {
+        0 => Duration::from_millis(u64::try_from(age.as_millis()).unwrap_or_default()),
+        seconds => Duration::from_secs(seconds),
+    };
+    humantime::format_duration(coarse).to_string()
+}
+
+/// `1 key`, `2 keys`.
+pub(super) fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

@@ -3,12 +3,11 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::json;
 
 use super::args::{ResyncArgs, StatusArgs};
-use super::output::{BAD, DOUBT, Failure, GOOD, write_table};
+use super::output::{BAD, DOUBT, Failure, GOOD, age, write_table};
 use crate::config;
 use crate::source::admin::{Admin, Leader, Status, SyncStatus};
 
@@ -94,16 +93,6 @@ fn row(sync: &SyncStatus) -> Vec<String> {
         sync.backfill.clone().unwrap_or_else(nothing),
         sync.triggers.clone(),
     ]
-}
-
-/// Seconds in words, coarse enough to read at a glance.
-fn age(seconds: f64) -> String {
-    let age = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
-    let coarse = match age.as_secs() {
-        0 => Duration::from_millis(u64::try_from(age.as_millis()).unwrap_or_default()),
-        seconds => Duration::from_secs(seconds),
-    };
-    humantime::format_duration(coarse).to_string()
 }
 
 fn as_json(status: &Status) -> serde_json::Value {

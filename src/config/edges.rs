@@ -72,7 +72,8 @@ impl Config {
             poll_interval: self.postgres.poll_interval,
             linger: linger(queue.quiet),
             doorbell: self.postgres.doorbell,
-            backfill_chunk: self.backfill.chunk,
+            // A chunk waits for room for all of it.
+            backfill_chunk: self.backfill.chunk.min(queue.keys_max),
             fetch_max: FETCH_MAX,
             grace: self.shutdown.grace,
             seen_max: SEEN_MAX,

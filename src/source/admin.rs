@@ -163,6 +163,14 @@ impl Admin {
             .collect();
         Ok(Status { leader, syncs })
     }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
 }
 
 /// An error of our own SQL, in the server's words.

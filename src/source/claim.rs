@@ -46,6 +46,12 @@ const CLAIM: &str = "\
         updated_at = clock_timestamp()
       where b.sync = $3 and $5 in ('rows', 'keys', 'enter') and exists (select from fence)
     ),
+    outdated as (
+      -- Each key that has a row or a pair was looked at since; these have neither.
+      delete from pg2kv.dead_letter as d using pg2kv.backfill as b
+      where b.sync = $3 and d.sync = $3 and d.at < b.started_at and $5 = 'done'
+        and exists (select from fence)
+    ),
     finished as (
       delete from pg2kv.backfill as b
       where b.sync = $3 and $5 = 'done' and exists (select from fence)

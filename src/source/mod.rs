@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::change::SyncId;
 
 pub mod admin;
+pub mod audit;
 mod check;
 mod claim;
 pub mod doorbell;
@@ -21,6 +22,7 @@ pub mod error;
 mod frontier;
 mod gauges;
 pub mod lease;
+pub mod letters;
 mod link;
 mod outbox;
 mod recover;

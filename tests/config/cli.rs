@@ -28,22 +28,24 @@ Keeps Cloudflare Workers KV equal to what rows in Postgres say
 Usage: pg2kv [OPTIONS] <COMMAND>
 
 Set up:
-  check      Check configuration, database, triggers, token and namespaces
-  sql        Print the SQL that this configuration needs
-  install    Install schema and triggers, or bring them up to this configuration
-  config     Look at the configuration
+  check         Check configuration, database, triggers, token and namespaces
+  sql           Print the SQL that this configuration needs
+  install       Install schema and triggers, or bring them up to this configuration
+  config        Look at the configuration
 
 Operate:
-  run        Run the daemon
-  status     Show the leader, and each sync with what waits
-  resync     Write every document of a sync again
+  run           Run the daemon
+  status        Show the leader, and each sync with what waits
+  resync        Write every document of a sync again
+  verify        Compare KV with Postgres, and have the daemon mend what drifted
+  dead-letters  Look at keys that KV cannot take, try them again, or drop them
 
 Try out:
-  demo       Show it at work: a throw-away PostgreSQL, the emulator, the daemon, live changes
-  emulator   Run a local server that speaks the Workers KV REST API
+  demo          Show it at work: a throw-away PostgreSQL, the emulator, the daemon, live changes
+  emulator      Run a local server that speaks the Workers KV REST API
 
 About:
-  version    Print the version
+  version       Print the version
 
 Options:
 ";
@@ -53,7 +55,7 @@ Exit codes:
   0    done
   1    failed, or something is not in order
   2    the command line is wrong
-  69   Postgres or the address to listen on is not available
+  69   Postgres, Workers KV or the address to listen on is not available
   78   the configuration is wrong
 ";
 

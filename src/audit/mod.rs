@@ -1,0 +1,377 @@
+//! Compares KV with Postgres: lists the names under a sync's prefix, walks its table, and tells what
+//! differs for no reason. Writes to neither.
+//!
+//! Names that pg2kv did not write, or that no row of the sync could have, are foreign: counted, and
+//! nobody's business.
+//!
+//! **A difference is drift only when it is seen twice.** Both sides move while they are compared. So
+//! where a first round finds differences, a second one looks again, and what does not show the same
+//! two contents in both, or has a change waiting after either, was on its way. Workers KV lists a
+//! write after up to a minute: a key that was written just before may count as stale once.
+//!
+//! Memory: 32 bytes for each pair of a sync (about 80 with the table around them), and about 150
+//! for each that differs. Documents are rendered and dropped in chunks.
+
+mod compare;
+
+use std::time::Duration;
+
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+pub use compare::Drift;
+use compare::{Differences, Judged, Listing};
+
+use crate::change::{Answer, ContentHash, Key, KvName, Outcome, Rendered};
+use crate::document::{self, Template};
+use crate::sink::kv::KvClient;
+use crate::sink::reply::ListPage;
+use crate::sink::setup::NamespaceId;
+use crate::source::SyncSource;
+use crate::source::audit::Auditor;
+
+/// Least time between two requests to KV. One token may send four in a second on average; the
+/// daemon's writes need most of them.
+const LIST_INTERVAL: Duration = Duration::from_millis(500);
+/// Keys walked at once.
+const CHUNK: usize = 1_000;
+/// Times that a listing is asked for before its failure counts. It changes nothing, so asking again
+/// is safe.
+const ATTEMPTS: u32 = 4;
+/// Wait after a 429 that does not say how long.
+const THROTTLE_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait that a 429 can ask for: the window of the limit.
+const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(300);
+/// Most keys that a report names.
+const SAMPLES_MAX: usize = 20;
+
+/// What is compared.
+pub struct Target<'a> {
+    /// The rows.
+    pub source: &'a SyncSource,
+    /// The names of the pairs.
+    pub template: &'a Template,
+    /// Where the pairs stand.
+    pub namespace: &'a NamespaceId,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Documents that stand in KV as the rows say.
+    pub equal: u64,
+    /// Documents that KV lacks.
+    pub missing: u64,
+    /// Documents that stand in KV with another content.
+    pub stale: u64,
+    /// Pairs of pg2kv that no row makes.
+    pub orphaned: u64,
+    /// Pairs under the prefix that are not this sync's.
+    pub foreign: u64,
+    /// Documents that are missing or stale because they have a dead letter.
+    pub dead_lettered: u64,
+    /// Documents that differ because a change is on its way.
+    pub pending: u64,
+    /// A walk over all rows waits or is under way, so every difference counts as pending.
+    pub walking: bool,
+    /// Some of the keys that drifted.
+    pub samples: Vec<(Key, Drift)>,
+}
+
+impl Report {
+    /// Documents that differ for no reason.
+    pub fn drifted(&self) -> u64 {
+        self.missing + self.stale + self.orphaned
+    }
+}
+
+/// How far a comparison is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Whether differences are looked at again.
+    pub again: bool,
+    /// Names listed in this round.
+    pub names: u64,
+    /// Rows rendered in this round.
+    pub rows: u64,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres.
+    #[error(transparent)]
+    Source(#[from] crate::source::Error),
+    /// Workers KV.
+    #[error("listing the names in Workers KV: {}", .0.detail)]
+    Kv(Answer),
+}
+
+/// Compares one sync; `tell` hears of each page and chunk.
+///
+/// # Errors
+/// Postgres or Workers KV does not answer as it should; then nothing is known.
+pub async fn compare(
+    auditor: &Auditor,
+    kv: &KvClient,
+    target: &Target<'_>,
+    tell: impl FnMut(Progress),
+) -> Result<Report, Error> {
+    let mut pace = interval(LIST_INTERVAL);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut audit = Audit {
+        auditor,
+        kv,
+        target,
+        tell,
+        pace,
+        progress: Progress::default(),
+        report: Report::default(),
+    };
+    audit.run().await?;
+    Ok(audit.report)
+}
+
+struct Audit<'a, T> {
+    auditor: &'a Auditor,
+    kv: &'a KvClient,
+    target: &'a Target<'a>,
+    tell: T,
+    pace: Interval,
+    progress: Progress,
+    report: Report,
+}
+
+impl<T: FnMut(Progress)> Audit<'_, T> {
+    async fn run(&mut self) -> Result<(), Error> {
+        let (listing, mut first) = self.first_round().await?;
+        if listing.is_empty() && first.is_empty() {
+            return Ok(());
+        }
+        self.drop_pending(&mut first).await?;
+        let mut drifted = self.second_round(&listing, &first).await?;
+        self.drop_pending(&mut drifted).await?;
+        let mut dead = 0;
+        self.auditor
+            .letters(self.target.source, |key| {
+                dead += u64::from(drifted.remove(key));
+            })
+            .await?;
+        let report = &mut self.report;
+        report.dead_lettered = dead;
+        report.missing = drifted.count(Drift::Missing);
+        report.stale = drifted.count(Drift::Stale);
+        report.orphaned = drifted.count(Drift::Orphaned);
+        report.samples = drifted.samples(SAMPLES_MAX);
+        Ok(())
+    }
+
+    /// Everything, once. The listing that comes back holds what no document has taken out.
+    async fn first_round(&mut self) -> Result<(Listing, Differences), Error> {
+        let mut listing = Listing::default();
+        let mut cursor = None;
+        loop {
+            let page = self.page(cursor.as_deref()).await?;
+            for pair in page.pairs {
+                match pair.hash {
+                    Some(hash) if self.target.template.reverse(&pair.name).is_some() => {
+                        listing.insert(&pair.name, hash);
+                    }
+                    _ => self.report.foreign += 1,
+                }
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        let mut differences = Differences::default();
+        let mut equal = 0;
+        self.walk(|key, rendered| match listing.judge(rendered) {
+            Judged::Equal => equal += 1,
+            Judged::Different(difference) => differences.insert(key, difference),
+            Judged::Unpublished => {}
+        })
+        .await?;
+        self.report.equal = equal;
+        Ok((listing, differences))
+    }
+
+    /// Looks again at what differed, and at names that no document took out: `left`.
+    async fn second_round(
+        &mut self,
+        left: &Listing,
+        first: &Differences,
+    ) -> Result<Differences, Error> {
+        self.progress = Progress {
+            again: true,
+            ..Progress::default()
+        };
+        let mut drifted = Differences::default();
+        let mut listing = Listing::default();
+        let mut cursor = None;
+        loop {
+            let page = self.page(cursor.as_deref()).await?;
+            let mut unclaimed = Vec::new();
+            for pair in page.pairs {
+                let Some(hash) = pair.hash else { continue };
+                let Some(columns) = self.target.template.reverse(&pair.name) else {
+                    continue;
+                };
+                if left.holds(&pair.name, hash) {
+                    unclaimed.push((pair.name.clone(), hash, columns));
+                }
+                listing.insert(&pair.name, hash);
+            }
+            self.orphans(unclaimed, &mut drifted).await?;
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        if first.is_empty() {
+            return Ok(drifted);
+        }
+        let (mut equal, mut moving) = (0, 0);
+        self.walk(|key, rendered| {
+            let Some(before) = first.get(key) else { return };
+            match listing.judge(rendered) {
+                Judged::Equal => equal += 1,
+                Judged::Different(now) if now == before => drifted.insert(key, now),
+                Judged::Different(_) => moving += 1,
+                Judged::Unpublished => {}
+            }
+        })
+        .await?;
+        self.report.equal += equal;
+        self.report.pending += moving;
+        Ok(drifted)
+    }
+
+    /// Which of these names the rows, read now, make no pair for.
+    async fn orphans(
+        &mut self,
+        unclaimed: Vec<(KvName, ContentHash, Vec<String>)>,
+        drifted: &mut Differences,
+    ) -> Result<(), Error> {
+        if unclaimed.is_empty() {
+            return Ok(());
+        }
+        let mut columns = Vec::with_capacity(unclaimed.len());
+        let mut pairs = Vec::with_capacity(unclaimed.len());
+        for (name, hash, values) in unclaimed {
+            columns.push(values);
+            pairs.push((name, hash));
+        }
+        let keys = self.auditor.keys_of(self.target.source, &columns).await?;
+        let (mut found, mut theirs) = (Vec::new(), Vec::new());
+        for (key, pair) in keys.into_iter().zip(pairs) {
+            match key {
+                Some(key) => {
+                    found.push(key);
+                    theirs.push(pair);
+                }
+                // No row can have a key with this text.
+                None => self.report.foreign += 1,
+            }
+        }
+        let mut theirs = theirs.into_iter();
+        let mut foreign = 0;
+        self.render(&found, |key, rendered| {
+            let Some((name, hash)) = theirs.next() else {
+                return;
+            };
+            match rendered {
+                Some(Rendered::Delete(own)) if *own == name => drifted.insert_orphan(key, hash),
+                // The row makes another name: `user:007` is not the pair of 7.
+                Some(Rendered::Delete(_)) => foreign += 1,
+                Some(Rendered::Put(document)) if document.name != name => foreign += 1,
+                // The row is here by now, or cannot be rendered: the walk has seen it.
+                Some(Rendered::Put(_) | Rendered::Poison(_) | Rendered::Nothing) | None => {}
+            }
+        })
+        .await?;
+        self.report.foreign += foreign;
+        Ok(())
+    }
+
+    async fn drop_pending(&mut self, differences: &mut Differences) -> Result<(), Error> {
+        let mut pending = 0;
+        let every = self
+            .auditor
+            .pending(self.target.source, |key| {
+                pending += u64::from(differences.remove(key));
+            })
+            .await?;
+        if every {
+            self.report.walking = true;
+            pending += differences.clear();
+        }
+        self.report.pending += pending;
+        Ok(())
+    }
+
+    /// Renders every row in the order of the keys.
+    async fn walk(&mut self, mut see: impl FnMut(&Key, Option<&Rendered>)) -> Result<(), Error> {
+        let mut after: Option<String> = None;
+        loop {
+            let walked = self
+                .auditor
+                .walk(self.target.source, after.as_deref(), CHUNK)
+                .await?;
+            self.render(&walked.keys, &mut see).await?;
+            self.progress.rows += walked.keys.len() as u64;
+            (self.tell)(self.progress);
+            after = walked.position;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Renders these keys as the daemon does. `None` is a row that cannot be read.
+    async fn render(
+        &self,
+        keys: &[Key],
+        mut see: impl FnMut(&Key, Option<&Rendered>),
+    ) -> Result<(), Error> {
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let rows = self.auditor.read(self.target.source, rest).await?;
+            let read = rows.len().max(1);
+            for (key, row) in rest.iter().zip(rows) {
+                let rendered =
+                    row.map(|row| document::render(self.target.template, &row.columns, row.value));
+                see(key, rendered.as_ref());
+            }
+            rest = rest.get(read..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// The next page, at a pace that leaves the request budget to the daemon.
+    async fn page(&mut self, cursor: Option<&str>) -> Result<ListPage, Error> {
+        let mut attempts = 0;
+        loop {
+            self.pace.tick().await;
+            attempts += 1;
+            let prefix = self.target.template.prefix();
+            let answer = match self.kv.list(self.target.namespace, prefix, cursor).await {
+                Ok(page) => {
+                    self.progress.names += page.pairs.len() as u64;
+                    (self.tell)(self.progress);
+                    return Ok(page);
+                }
+                Err(answer) => answer,
+            };
+            match answer.outcome {
+                _ if attempts >= ATTEMPTS => return Err(Error::Kv(answer)),
+                Outcome::Throttled(wait) => {
+                    let wait = wait.unwrap_or(THROTTLE_WAIT).min(THROTTLE_WAIT_MAX);
+                    tokio::time::sleep(wait).await;
+                }
+                Outcome::Ambiguous(_) => {}
+                _ => return Err(Error::Kv(answer)),
+            }
+        }
+    }
+}

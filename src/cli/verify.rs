@@ -1,0 +1,221 @@
+//! `pg2kv verify`: KV against Postgres.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::args::VerifyArgs;
+use super::output::{BAD, DIM, Failure, GOOD, count, write_table};
+use super::{EXIT_UNAVAILABLE, kv_client};
+use crate::audit::{self, Progress, Report, Target};
+use crate::change::{Outcome, fingerprint};
+use crate::config;
+use crate::source::admin::Admin;
+use crate::source::audit::Auditor;
+
+pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<ExitCode, Failure> {
+    let config = config::load(files, std::env::vars_os())?;
+    let mut syncs = config.daemon_settings().syncs;
+    if let Some(wanted) = &args.sync {
+        syncs.retain(|sync| sync.source.name == *wanted);
+        if syncs.is_empty() {
+            let names = config.syncs.iter().map(|sync| sync.watch.sync.as_str());
+            return Err(Failure::unknown_sync(wanted, names));
+        }
+    }
+    let kv = kv_client(&config)?;
+    let settings = config.source_settings();
+    let auditor = Auditor::connect(&settings).await?;
+    let mut line = Line::new();
+    let mut found = Vec::new();
+    for sync in &syncs {
+        let name = sync.source.name.as_str();
+        let target = Target {
+            source: &sync.source,
+            template: &sync.template,
+            namespace: &sync.namespace,
+        };
+        let compared = audit::compare(&auditor, &kv, &target, |progress| {
+            line.show(name, progress);
+        })
+        .await;
+        line.clear();
+        found.push((name, compared?));
+    }
+
+    let drifted: Vec<&str> = found
+        .iter()
+        .filter(|(_, report)| report.drifted() > 0)
+        .map(|(name, _)| *name)
+        .collect();
+    if args.repair && !drifted.is_empty() {
+        let admin = Admin::connect(&settings).await?;
+        for name in &drifted {
+            admin.resync(name).await?;
+        }
+    }
+    if args.json {
+        writeln!(anstream::stdout(), "{}", as_json(&found, args))?;
+    } else {
+        print(&found, args)?;
+    }
+    Ok(if drifted.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
+    let mut out = anstream::stdout();
+    let heading = [
+        "SYNC", "EQUAL", "MISSING", "STALE", "ORPHANED", "DEAD", "PENDING", "FOREIGN",
+    ];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    rows.extend(found.iter().map(|(name, report)| {
+        let numbers = [
+            report.equal,
+            report.missing,
+            report.stale,
+            report.orphaned,
+            report.dead_lettered,
+            report.pending,
+            report.foreign,
+        ];
+        let mut row = vec![(*name).to_owned()];
+        row.extend(numbers.map(|number| number.to_string()));
+        row
+    }));
+    write_table(&mut out, &rows)?;
+    writeln!(out)?;
+    for (name, report) in found {
+        if report.walking {
+            writeln!(
+                out,
+                "{name}: a walk over all rows waits or is under way, so differences count as \
+                 pending; `pg2kv status` shows how far it is"
+            )?;
+        }
+        for (key, drift) in &report.samples {
+            let key = if args.show_keys {
+                // Escaped as JSON by Postgres already.
+                key.as_str().to_owned()
+            } else {
+                fingerprint(key.as_str())
+            };
+            writeln!(out, "{name}: {DIM}{:<8}{DIM:#} {key}", drift.as_str())?;
+        }
+        let more = report.drifted().saturating_sub(report.samples.len() as u64);
+        if more > 0 {
+            writeln!(out, "{name}: {DIM}and {more} more{DIM:#}")?;
+        }
+    }
+    let drifted: u64 = found.iter().map(|(_, report)| report.drifted()).sum();
+    if drifted == 0 {
+        writeln!(out, "{GOOD}ok{GOOD:#}  nothing has drifted")?;
+    } else if args.repair {
+        writeln!(
+            out,
+            "{BAD}drift{BAD:#}  {}; a resync was asked for, and the daemon mends them",
+            count(drifted, "key")
+        )?;
+    } else {
+        writeln!(
+            out,
+            "{BAD}drift{BAD:#}  {}; `pg2kv verify --repair` has the daemon mend them",
+            count(drifted, "key")
+        )?;
+    }
+    Ok(())
+}
+
+fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
+    let syncs: Vec<_> = found
+        .iter()
+        .map(|(name, report)| {
+            let samples: Vec<_> = report
+                .samples
+                .iter()
+                .map(|(key, drift)| {
+                    let mut sample = json!({
+                        "drift": drift.as_str(),
+                        "fingerprint": fingerprint(key.as_str()),
+                    });
+                    if args.show_keys {
+                        sample["key"] = serde_json::from_str(key.as_str()).unwrap_or_default();
+                    }
+                    sample
+                })
+                .collect();
+            json!({
+                "sync": name,
+                "equal": report.equal,
+                "missing": report.missing,
+                "stale": report.stale,
+                "orphaned": report.orphaned,
+                "dead_lettered": report.dead_lettered,
+                "pending": report.pending,
+                "foreign": report.foreign,
+                "walking": report.walking,
+                "resync_asked_for": args.repair && report.drifted() > 0,
+                "samples": samples,
+            })
+        })
+        .collect();
+    let drifted: u64 = found.iter().map(|(_, report)| report.drifted()).sum();
+    json!({ "drifted": drifted, "syncs": syncs })
+}
+
+impl From<audit::Error> for Failure {
+    fn from(error: audit::Error) -> Self {
+        let answer = match error {
+            audit::Error::Source(error) => return error.into(),
+            audit::Error::Kv(ref answer) => answer,
+        };
+        let (code, help) = match answer.outcome {
+            Outcome::Unauthorized | Outcome::NamespaceGone | Outcome::Unexpected => {
+                (1, "`pg2kv check` says what is not in order")
+            }
+            _ => (
+                EXIT_UNAVAILABLE,
+                "run it again later; `pg2kv check` says whether Workers KV answers",
+            ),
+        };
+        Self::Other {
+            code,
+            what: error.to_string(),
+            help: Some(help.to_owned()),
+        }
+    }
+}
+
+/// A line on the terminal that is written over; nothing where standard error is no terminal.
+struct Line {
+    on: bool,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            on: std::io::stderr().is_terminal(),
+        }
+    }
+
+    fn show(&mut self, sync: &str, progress: Progress) {
+        if !self.on {
+            return;
+        }
+        let Progress { again, names, rows } = progress;
+        let round = if again { "looking again" } else { "comparing" };
+        let text = format!("\r\u{1b}[K{sync}: {round}, {names} names, {rows} rows");
+        let _ = anstream::stderr().write_all(text.as_bytes());
+    }
+
+    fn clear(&mut self) {
+        if self.on {
+            let _ = anstream::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
