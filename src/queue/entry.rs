@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) retry_at: Option<Mono>,
     pub(super) trouble: Option<Box<Trouble>>,
     pub(super) not_before: Mono,
+    /// A change until then is a repeat of the last write, not the first change of an idle key.
+    pub(super) repeats_until: Mono,
     /// The moment under which the key stands in the due index.
     pub(super) due: Option<Mono>,
 }
@@ -52,6 +54,11 @@ impl Trouble {
 impl Entry {
     pub(super) fn is_idle(&self) -> bool {
         !self.in_flight && self.dirty.is_none() && self.retry_at.is_none()
+    }
+
+    /// From then on the key is as if it had never been written.
+    pub(super) fn calm_at(&self) -> Mono {
+        self.not_before.max(self.repeats_until)
     }
 
     pub(super) fn due_at(&self, settings: &Settings) -> Option<Mono> {

@@ -185,7 +185,7 @@ impl Queue {
         };
         let offered = match &mut entry.dirty {
             None => {
-                let idle = !entry.in_flight && entry.retry_at.is_none() && entry.not_before <= now;
+                let idle = !entry.in_flight && entry.retry_at.is_none() && entry.calm_at() <= now;
                 entry.dirty = Some(Dirty {
                     first: changed_at,
                     last: changed_at,
@@ -375,8 +375,11 @@ impl Queue {
         let Settings {
             key_interval,
             backoff,
+            quiet,
+            leading,
             ..
         } = self.settings;
+        let repeats = if leading { quiet } else { Duration::ZERO };
         let entry = self.entry_mut(slot)?;
         if !std::mem::replace(&mut entry.in_flight, false) {
             return None;
@@ -388,6 +391,7 @@ impl Queue {
         let done = match verdict {
             Verdict::Written { sent_at } => {
                 entry.not_before = now + key_interval;
+                entry.repeats_until = now + repeats;
                 // Sent before the window closed: an older write may still land over this one.
                 entry.retry_at = doubt.filter(|until| sent_at < *until);
                 entry.retry_at.is_none()
@@ -446,7 +450,7 @@ impl Queue {
             self.cooling.pop_front();
             let idle = self
                 .entry(slot)
-                .is_some_and(|entry| entry.is_idle() && entry.not_before <= now);
+                .is_some_and(|entry| entry.is_idle() && entry.calm_at() <= now);
             if idle {
                 self.remove(slot);
             }
@@ -483,6 +487,7 @@ impl Queue {
             retry_at: None,
             trouble: None,
             not_before: Mono::ZERO,
+            repeats_until: Mono::ZERO,
             due: None,
         };
         let slot = match self.vacant.pop() {
@@ -538,8 +543,8 @@ impl Queue {
         };
         if !entry.is_idle() {
             self.reindex(slot);
-        } else if entry.not_before > now {
-            self.cooling.push_back((entry.not_before, slot));
+        } else if entry.calm_at() > now {
+            self.cooling.push_back((entry.calm_at(), slot));
         } else {
             self.remove(slot);
         }
