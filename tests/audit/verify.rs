@@ -212,7 +212,7 @@ async fn a_listing_is_asked_for_again_and_then_given_up() {
     place.settled().await;
     let fault = |fault: serde_json::Value| {
         let fault: Fault = serde_json::from_value(fault).unwrap();
-        place.emulator.store().faults().add(fault);
+        place.emulator.store().faults().add(fault).unwrap();
     };
     fault(json!({ "count": 2, "reply": "garbage" }));
     fault(json!({ "count": 1, "reply": { "status": { "status": 429, "retry_after": 1 } } }));
