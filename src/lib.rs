@@ -31,7 +31,8 @@
 //! `main → cli, config, daemon, ops`; `daemon → relay, source, sink, metrics`; `relay → queue,
 //! ledger, change`; `source`, `sink`, `queue` and `document → change` (and `ledger`). `source`,
 //! `queue` and `sink` never know each other: what one has to tell another is a value that the relay
-//! carries. A test holds this.
+//! carries. Only `audit`, which compares both sides and writes to neither, looks at `source` and
+//! `sink` at once. A test holds this.
 //!
 //! # What is pure
 //! [`change`], [`ledger`], [`document`], [`queue`] and [`relay`] have no async, no clock, no
