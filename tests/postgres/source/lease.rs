@@ -45,13 +45,13 @@ async fn one_leads_and_the_next_leads_after_it_with_a_higher_epoch() {
 async fn a_holder_that_falls_silent_is_freed_by_the_server() {
     let mut bench = Bench::new().await;
     let mut patient = Candidate::connect(&bench.settings).await.unwrap();
-    bench.settings.lease_ttl = Duration::from_millis(300);
+    bench.settings.lease_ttl = Duration::from_secs(1);
     let mut frozen = Candidate::connect(&bench.settings).await.unwrap();
     let epoch = frozen.campaign("frozen").await.unwrap().unwrap();
+    assert_eq!(patient.campaign("patient").await.unwrap(), None);
     let (session, _, _) = Session::open(&bench.settings, &[items("id")], epoch)
         .await
         .unwrap();
-    assert_eq!(patient.campaign("patient").await.unwrap(), None);
     // No heartbeat any more. Only the lease's session is closed by the server.
     soon(frozen.closed()).await;
     assert!(patient.campaign("patient").await.unwrap() > Some(epoch));
