@@ -137,6 +137,11 @@ impl Error {
                 said = "the server is read-only: a standby, or default_transaction_read_only is on"
                     .to_owned();
                 hint = Some("give the primary's host, or all hosts of the cluster".to_owned());
+            } else {
+                hint = Some(
+                    "see that the server runs, and that its host and port can be reached from here"
+                        .to_owned(),
+                );
             }
         }
         Self {
