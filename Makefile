@@ -2,14 +2,17 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt
+.PHONY: help demo test simulate chaos lint fmt
 
 CARGO_TARGET_DIR ?= target
+SEEDS ?= 20000
+FIRST ?= 1
+MINUTES ?= 10
 # Tools that scripts/setup had to build live here, not in your home directory.
 export PATH := $(abspath $(CARGO_TARGET_DIR))/tools/bin:$(PATH)
 
 help: ## List what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: ## See changes of a table arrive in KV (a throw-away Postgres and KV, Ctrl-C ends it)
 	@scripts/setup demo
@@ -19,6 +22,16 @@ demo: ## See changes of a table arrive in KV (a throw-away Postgres and KV, Ctrl
 test: ## Run every test, against real servers
 	@scripts/setup test
 	@cargo nextest run --locked
+
+simulate: ## Simulate more seeds: make simulate SEEDS=50000 FIRST=1
+	@scripts/setup test
+	@PG2KV_SIM_SEEDS=$(SEEDS) PG2KV_SIM_FIRST=$(FIRST) cargo nextest run --locked --profile long \
+	  --no-capture -E 'test(=simulation::converges_whatever_fails)'
+
+chaos: ## Let a nemesis loose on two daemons for longer: make chaos MINUTES=30
+	@scripts/setup test
+	@PG2KV_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) cargo nextest run --locked --profile long \
+	  --no-capture -E 'test(/^chaos::nemesis/)'
 
 lint: ## Check format, lints, licences and sources of dependencies, and known vulnerabilities
 	@cargo fmt --check

@@ -308,3 +308,40 @@ fn the_readme_lists_every_configuration_key() {
         "the example file was not understood: {count} keys"
     );
 }
+
+#[test]
+fn the_table_of_faults_names_tests_that_exist() {
+    let table = read("deploy/faults.md");
+    let code: String = sources("src")
+        .into_iter()
+        .chain(sources("tests"))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let mut named = 0;
+    for line in table
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("|---"))
+    {
+        let cell = line
+            .trim_end_matches(" |")
+            .rsplit(" | ")
+            .next()
+            .unwrap_or_default();
+        if ["test", "–"].iter().any(|word| cell.starts_with(word)) {
+            continue;
+        }
+        let tests: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test and no dash: {line}");
+        for test in tests {
+            named += 1;
+            let known = ["simulation", "chaos"].contains(&test)
+                || code.contains(&format!("fn {test}("))
+                || code.contains(&format!("fn {test}(server"));
+            assert!(
+                known,
+                "deploy/faults.md names a test that there is not: {test}"
+            );
+        }
+    }
+    assert!(named > 40, "the table was not understood: {named} tests");
+}

@@ -224,7 +224,7 @@ impl Daemon {
                     if let Some(leadership) = leadership {
                         leadership.release().await;
                     }
-                    Done::Event(Box::new(Event::Released))
+                    Done::Event(Event::Released)
                 });
             }
             Effect::ReloadToken => self.reload_token(),
@@ -234,27 +234,27 @@ impl Daemon {
                 };
                 let world = Arc::clone(&self.world);
                 self.tasks
-                    .spawn(async move { Done::Event(Box::new(world.run(leader, effect).await)) });
+                    .spawn(async move { Done::Event(world.run(leader, effect).await) });
             }
         }
     }
 
     fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
-            Ok(Done::Event(event)) => self.handle(*event),
+            Ok(Done::Event(event)) => self.handle(event),
             Ok(Done::Campaigned {
                 leadership,
                 campaigned,
             }) => {
                 self.leadership = leadership.map(|leadership| *leadership);
-                let reached = !matches!(*campaigned, crate::relay::Campaigned::Failed(_));
+                let reached = !matches!(campaigned, crate::relay::Campaigned::Failed(_));
                 if reached {
                     self.report.send_modify(|report| {
                         report.reached = true;
                         report.failure = None;
                     });
                 }
-                self.handle(Event::Campaigned(*campaigned));
+                self.handle(Event::Campaigned(campaigned));
                 // Now, because the first of the regular looks may be far away.
                 self.read_gauges();
             }

@@ -9,12 +9,13 @@
 
 pub mod backoff;
 pub mod budget;
+mod entry;
 pub mod seen;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use self::backoff::Backoff;
+use self::entry::{Dirty, Entry, Trouble};
 use crate::change::{ClaimId, Key, Mono, OutboxId, SyncId};
 
 /// Outbox rows that one waiting key may hold before all but the oldest are called redundant.
@@ -94,40 +95,6 @@ pub struct Resolved {
     pub claim: Option<ClaimId>,
     /// Time since its oldest change that the write covers.
     pub waited: Option<Duration>,
-}
-
-#[derive(Debug)]
-struct Dirty {
-    first: Mono,
-    last: Mono,
-    /// Due at `first`, as the key was idle when it changed.
-    at_once: bool,
-    ids: Vec<OutboxId>,
-}
-
-/// What only a key in trouble needs to remember.
-#[derive(Debug)]
-struct Trouble {
-    doubt_until: Option<Mono>,
-    backoff: Backoff,
-}
-
-#[derive(Debug)]
-struct Entry {
-    sync: SyncId,
-    key: Key,
-    dirty: Option<Dirty>,
-    in_flight: bool,
-    /// What is in flight may have been read before a backfill began, which does not see it.
-    outdated: bool,
-    /// First change of what is in flight or to be tried again.
-    waiting_since: Option<Mono>,
-    claim: Option<ClaimId>,
-    retry_at: Option<Mono>,
-    trouble: Option<Box<Trouble>>,
-    not_before: Mono,
-    /// The moment under which the key stands in the due index.
-    due: Option<Mono>,
 }
 
 /// The queue.
@@ -371,12 +338,15 @@ impl Queue {
                 }
             }
         }
-        entry.not_before = entry.not_before.max(at);
         if entry.claim.is_some() {
             entry.retry_at = Some(at);
         }
+        if !entry.is_idle() {
+            entry.not_before = entry.not_before.max(at);
+        }
         self.in_flight -= 1;
-        self.put_down(slot, at);
+        // An idle key, one of a backfill, may still be within its interval.
+        self.put_down(slot, Mono::ZERO);
     }
 
     /// Whether an earlier write of the key is in doubt, so that it must be written even if the
@@ -598,36 +568,6 @@ impl Queue {
             self.index.remove(&(entry.sync, entry.key));
             self.vacant.push(slot);
         }
-    }
-}
-
-impl Trouble {
-    fn new(settings: backoff::Settings) -> Self {
-        Self {
-            doubt_until: None,
-            backoff: Backoff::new(settings),
-        }
-    }
-}
-
-impl Entry {
-    fn is_idle(&self) -> bool {
-        !self.in_flight && self.dirty.is_none() && self.retry_at.is_none()
-    }
-
-    fn due_at(&self, settings: &Settings) -> Option<Mono> {
-        if self.in_flight {
-            return None;
-        }
-        let dirty = self.dirty.as_ref().map(|dirty| {
-            if dirty.at_once {
-                dirty.first
-            } else {
-                (dirty.last + settings.quiet).min(dirty.first + settings.max_wait)
-            }
-        });
-        let due = dirty.into_iter().chain(self.retry_at).min()?;
-        Some(due.max(self.not_before))
     }
 }
 

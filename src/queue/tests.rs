@@ -146,6 +146,18 @@ fn a_backfill_key_that_was_not_claimed_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_key_that_a_backfill_gives_back_keeps_its_interval() {
+    let mut queue = queue(SETTINGS);
+    offer(&mut queue, 0, 1, 1);
+    let slot = take_one(&mut queue, 100).slot;
+    queue.resolve(at(200), slot, written(100), 0.5);
+    let slot = queue.take_idle(SYNC, &key(1)).unwrap();
+    queue.give_back(slot, Vec::new(), at(5_000));
+    offer(&mut queue, 300, 1, 2);
+    assert_eq!(queue.due_at(SYNC), Some(at(1_200)));
+}
+
+#[test]
 fn a_backfill_takes_a_key_within_its_interval_but_not_one_that_waits() {
     let mut queue = queue(SETTINGS);
     offer(&mut queue, 0, 1, 1);

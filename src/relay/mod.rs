@@ -71,11 +71,12 @@ pub struct Settings {
     pub seen_max: usize,
 }
 
-/// Reason of the backfill that the ledger begins for each sync when it is another server, or the
-/// same one set back, than the ledger was noted with.
+/// Reason of the backfill that the ledger begins for each sync when the server is another one than
+/// was noted, or the same set back.
 ///
 /// Such a server may lack claims whose writes are still on their way, so the backfill does not walk
-/// before those have landed.
+/// before those have landed. It may also lack the note that a sync was ever backfilled, so even a
+/// sync that looks new begins with this reason.
 pub const IDENTITY_CHANGED: &str = "identity";
 
 /// The state machine.

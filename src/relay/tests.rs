@@ -153,7 +153,10 @@ impl Bench {
     /// Lets time pass, with the ticks that the relay asks for, until an effect waits for an answer.
     fn until_effect(&mut self, at_most: Duration) {
         let end = self.now + at_most;
+        let mut ticks = 0;
         while self.open.is_empty() {
+            ticks += 1;
+            assert!(ticks < 10_000, "the relay runs in circles");
             match self.relay.wake_at(self.now).filter(|at| *at <= end) {
                 Some(at) => {
                     self.now = at.max(self.now);

@@ -386,7 +386,8 @@ impl Reader {
         let prepared = self.plan(sync).await?;
         let doing = format!("making keys of names for sync {}", sync.name);
         let mut keys = vec![None; columns.len()];
-        let mut parts = vec![0..columns.len()];
+        let mut parts = Vec::new();
+        parts.push(0..columns.len());
         while let Some(part) = parts.pop() {
             let texts: Vec<String> = columns[part.clone()]
                 .iter()

@@ -380,8 +380,8 @@ impl World {
             return;
         }
         self.kv.gone[sync] = None;
-        let known = begun || pending;
-        if !known {
+        // Where all heals, nobody waits to see whether the leader gets to it.
+        if !begun && (!pending || self.healed) {
             let id = self.next_transaction();
             self.database.begin_everything(self.now, id, sync, false);
             let (_, _) = self.database.commit(id);

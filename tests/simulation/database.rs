@@ -373,10 +373,10 @@ impl Database {
         if durable.noted_identity != self.identity {
             durable.noted_identity = self.identity;
             if self.mutant != Some(Mutant::IdentityIgnored) {
+                // A sync that seems never to have been backfilled may have been, after all.
                 for sync in 0..durable.backfills.len() {
-                    if durable.backfilled[sync] {
-                        durable.start(now, sync, "identity");
-                    }
+                    durable.backfilled[sync] = true;
+                    durable.start(now, sync, pg2kv::relay::IDENTITY_CHANGED);
                 }
             }
         }

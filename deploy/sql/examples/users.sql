@@ -1,6 +1,7 @@
 -- A table of users, and what it takes to have them in Workers KV. Run install.sql first.
+-- Running this twice is harmless.
 
-create table public.users (
+create table if not exists public.users (
   id uuid primary key default gen_random_uuid(),
   username text not null unique,
   email text not null,
@@ -21,6 +22,7 @@ select pg2kv.watch(
 
 insert into public.users (username, email, plan, flags) values
   ('ada', 'ada@example.com', 'pro', '{"beta": true}'),
-  ('grace', 'grace@example.com', 'free', '{}');
+  ('grace', 'grace@example.com', 'free', '{}')
+on conflict (username) do nothing;
 
 select * from pg2kv.status();

@@ -1,0 +1,71 @@
+//! What the queue knows of one key, and when that key is due. Pure.
+
+use super::Settings;
+use super::backoff::{self, Backoff};
+use crate::change::{ClaimId, Key, Mono, OutboxId, SyncId};
+
+/// The changes that wait for the next write of a key.
+#[derive(Debug)]
+pub(super) struct Dirty {
+    pub(super) first: Mono,
+    pub(super) last: Mono,
+    /// Due at `first`, as the key was idle when it changed.
+    pub(super) at_once: bool,
+    pub(super) ids: Vec<OutboxId>,
+}
+
+/// What only a key in trouble needs to remember.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) doubt_until: Option<Mono>,
+    pub(super) backoff: Backoff,
+}
+
+/// One key.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) sync: SyncId,
+    pub(super) key: Key,
+    pub(super) dirty: Option<Dirty>,
+    pub(super) in_flight: bool,
+    /// What is in flight may have been read before a backfill began, which does not see it.
+    pub(super) outdated: bool,
+    /// First change of what is in flight or to be tried again.
+    pub(super) waiting_since: Option<Mono>,
+    pub(super) claim: Option<ClaimId>,
+    pub(super) retry_at: Option<Mono>,
+    pub(super) trouble: Option<Box<Trouble>>,
+    pub(super) not_before: Mono,
+    /// The moment under which the key stands in the due index.
+    pub(super) due: Option<Mono>,
+}
+
+impl Trouble {
+    pub(super) fn new(settings: backoff::Settings) -> Self {
+        Self {
+            doubt_until: None,
+            backoff: Backoff::new(settings),
+        }
+    }
+}
+
+impl Entry {
+    pub(super) fn is_idle(&self) -> bool {
+        !self.in_flight && self.dirty.is_none() && self.retry_at.is_none()
+    }
+
+    pub(super) fn due_at(&self, settings: &Settings) -> Option<Mono> {
+        if self.in_flight {
+            return None;
+        }
+        let dirty = self.dirty.as_ref().map(|dirty| {
+            if dirty.at_once {
+                dirty.first
+            } else {
+                (dirty.last + settings.quiet).min(dirty.first + settings.max_wait)
+            }
+        });
+        let due = dirty.into_iter().chain(self.retry_at).min()?;
+        Some(due.max(self.not_before))
+    }
+}
