@@ -25,7 +25,7 @@ pub(super) struct World {
 /// What a task ends in.
 pub(super) enum Done {
     /// Something for the relay.
-    Event(Box<Event>),
+    Event(Event),
     /// The end of a campaign, with the connections to keep.
     Campaigned {
         leadership: Option<Box<Leadership>>,
@@ -104,7 +104,7 @@ impl World {
             },
             Err(error) => Done::Campaigned {
                 leadership: None,
-                campaigned: Box::new(Campaigned::Failed(error.into())),
+                campaigned: Campaigned::Failed(error.into()),
             },
         }
     }

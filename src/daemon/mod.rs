@@ -224,7 +224,7 @@ impl Daemon {
                     if let Some(leadership) = leadership {
                         leadership.release().await;
                     }
-                    Done::Event(Box::new(Event::Released))
+                    Done::Event(Event::Released)
                 });
             }
             Effect::ReloadToken => self.reload_token(),
@@ -234,14 +234,14 @@ impl Daemon {
                 };
                 let world = Arc::clone(&self.world);
                 self.tasks
-                    .spawn(async move { Done::Event(Box::new(world.run(leader, effect).await)) });
+                    .spawn(async move { Done::Event(world.run(leader, effect).await) });
             }
         }
     }
 
     fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
-            Ok(Done::Event(event)) => self.handle(*event),
+            Ok(Done::Event(event)) => self.handle(event),
             Ok(Done::Campaigned {
                 leadership,
                 campaigned,
@@ -254,7 +254,7 @@ impl Daemon {
                         report.failure = None;
                     });
                 }
-                self.handle(Event::Campaigned(*campaigned));
+                self.handle(Event::Campaigned(campaigned));
                 // Now, because the first of the regular looks may be far away.
                 self.read_gauges();
             }
