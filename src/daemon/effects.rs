@@ -104,7 +104,7 @@ impl World {
             },
             Err(error) => Done::Campaigned {
                 leadership: None,
-                campaigned: Campaigned::Failed(error.into()),
+                campaigned: Box::new(Campaigned::Failed(error.into())),
             },
         }
     }
