@@ -29,7 +29,7 @@ pub(super) enum Done {
     /// The end of a campaign, with the connections to keep.
     Campaigned {
         leadership: Option<Box<Leadership>>,
-        campaigned: Box<Campaigned>,
+        campaigned: Campaigned,
     },
     /// Gauges of the ledger.
     Gauges(Gauges),
@@ -100,11 +100,11 @@ impl World {
         match self.try_campaign(candidate).await {
             Ok((leadership, campaigned)) => Done::Campaigned {
                 leadership: Some(Box::new(leadership)),
-                campaigned: Box::new(campaigned),
+                campaigned,
             },
             Err(error) => Done::Campaigned {
                 leadership: None,
-                campaigned: Box::new(Campaigned::Failed(error.into())),
+                campaigned: Campaigned::Failed(error.into()),
             },
         }
     }

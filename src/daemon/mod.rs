@@ -247,7 +247,7 @@ impl Daemon {
                 campaigned,
             }) => {
                 self.leadership = leadership.map(|leadership| *leadership);
-                let reached = !matches!(*campaigned, crate::relay::Campaigned::Failed(_));
+                let reached = !matches!(campaigned, crate::relay::Campaigned::Failed(_));
                 if reached {
                     self.report.send_modify(|report| {
                         report.reached = true;
