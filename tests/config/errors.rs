@@ -307,7 +307,7 @@ fn mistakes_in_the_environment_name_the_variable() {
             "many",
             "error: queue.keys_max = \"many\" is not a whole number
   where: environment variable PG2KV__QUEUE__KEYS_MAX
-  help: choose from 1 to 10000000",
+  help: choose from 1000 to 10000000",
         ),
         (
             "PG2KV__QUEUE__LEADING",

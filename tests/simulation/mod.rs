@@ -21,7 +21,7 @@ use self::world::World;
 /// Seeds of the ordinary test run.
 const SEEDS: u64 = 2_000;
 /// A broken variant must be caught within this many seeds.
-const SEEDS_PER_MUTANT: u64 = 400;
+const SEEDS_PER_MUTANT: u64 = 4_000;
 
 fn number(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
