@@ -110,6 +110,23 @@ pub struct Walked {
     pub position: Option<String>,
 }
 
+/// Whether a sync's changes are recorded, as its triggers stand now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// The sync.
+    pub sync: SyncId,
+    /// Why changes are not, or not all, recorded; one sentence without row data.
+    pub fault: Option<String>,
+    /// There was a fault before, and no backfill has begun since it was over.
+    pub owed: bool,
+}
+
+impl Examined {
+    /// What to do about a fault.
+    pub const HINT: &str = "run `pg2kv install`, or `select pg2kv.watch(...)` as `pg2kv sql` \
+                            prints it; what was missed is then written by itself";
+}
+
 /// Claims to delete, dead letters to write and to clear, in one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SettleRequest {

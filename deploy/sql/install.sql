@@ -94,7 +94,7 @@ create table if not exists pg2kv.sync (
 );
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
 comment on column pg2kv.sync.backfilled_at is
-  'When the daemon last finished a walk over all rows; null makes it begin one';
+  'When the daemon last finished a walk over all rows; null makes it begin one, -infinity once the triggers are in order again';
 comment on column pg2kv.sync.columns is 'Columns whose change counts, besides the key; null means every column';
 
 create table if not exists pg2kv.outbox (
@@ -643,6 +643,7 @@ grant select, insert, update, delete
   on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.lease to pg2kv_daemon;
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
-grant execute on function pg2kv.status(), pg2kv.resync(text) to pg2kv_daemon;
+grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.trigger_faults(text),
+  pg2kv.tables_of(regclass) to pg2kv_daemon;
 
 commit;

@@ -10,13 +10,13 @@ use crate::change::{Answer, NotSentReason, Outcome};
 use crate::config::{self, Config};
 use crate::sink::kv::KvClient;
 use crate::sink::setup::NamespaceId;
-use crate::source::{self, Finding};
+use crate::source::{self, Finding, Grade};
 
 pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
     let config = config::load(files, std::env::vars_os())?;
     let mut findings = vec![Finding {
         what: "configuration".to_owned(),
-        ok: true,
+        grade: Grade::Fine,
         detail: format!(
             "{} ({})",
             count(config.syncs.len() as u64, "sync"),
@@ -39,15 +39,15 @@ pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
         .unwrap_or(0);
     for Finding {
         what,
-        ok,
+        grade,
         detail,
         hint,
     } in &findings
     {
-        let mark = if *ok {
-            format!("{GOOD}ok  {GOOD:#}")
-        } else {
-            format!("{BAD}FAIL{BAD:#}")
+        let mark = match grade {
+            Grade::Fine => format!("{GOOD}ok  {GOOD:#}"),
+            Grade::Doubtful => format!("{DOUBT}warn{DOUBT:#}"),
+            Grade::Bad => format!("{BAD}FAIL{BAD:#}"),
         };
         let detail = without_hint(detail, hint.as_deref());
         writeln!(out, "{mark}  {what:<width$}  {detail}")?;
@@ -55,7 +55,10 @@ pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
             writeln!(out, "      {:width$}  {DIM}help:{DIM:#} {hint}", "")?;
         }
     }
-    let failed = findings.iter().filter(|finding| !finding.ok).count();
+    let failed = findings
+        .iter()
+        .filter(|finding| finding.grade == Grade::Bad)
+        .count();
     if failed == 0 {
         return Ok(ExitCode::SUCCESS);
     }
@@ -74,7 +77,7 @@ async fn workers_kv(config: &Config) -> Vec<Finding> {
             };
             return vec![Finding {
                 what: "workers kv".to_owned(),
-                ok: false,
+                grade: Grade::Bad,
                 detail,
                 hint,
             }];
@@ -128,7 +131,10 @@ fn judge(namespace: &NamespaceId, syncs: &str, answer: &Answer) -> Finding {
     };
     Finding {
         what: format!("namespace of {syncs}"),
-        ok: hint.is_none(),
+        grade: match hint {
+            None => Grade::Fine,
+            Some(_) => Grade::Bad,
+        },
         detail: match hint {
             None => format!("{} answers, and takes the token", namespace.as_str()),
             Some(_) => format!("{}: {}", namespace.as_str(), answer.detail),

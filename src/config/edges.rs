@@ -35,6 +35,7 @@ impl Config {
                 .collect(),
             holder: self.lease.holder.clone(),
             log_keys: self.log.keys,
+            check_interval: self.postgres.check_interval,
         }
     }
 

@@ -107,6 +107,8 @@ pub struct Postgres {
     pub doorbell: bool,
     /// Time between fallback polls.
     pub poll_interval: Duration,
+    /// Time between two looks at the triggers.
+    pub check_interval: Duration,
     /// Limit on opening one connection.
     pub connect_timeout: Duration,
     /// Limit on one statement.

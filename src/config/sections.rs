@@ -72,6 +72,7 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
     });
     let doorbell = section.boolean("doorbell", true);
     let poll_interval = section.duration("poll_interval", "5s", 10 * MS..=HOUR);
+    let check_interval = section.duration("check_interval", "1m", 100 * MS..=HOUR);
     let connect_timeout = section.duration("connect_timeout", "10s", 100 * MS..=HOUR);
     let statement_timeout = section.duration("statement_timeout", "30s", 100 * MS..=HOUR);
     let postgres = || {
@@ -87,6 +88,7 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
             schema: schema.clone()?,
             doorbell: doorbell?,
             poll_interval: poll_interval?,
+            check_interval: check_interval?,
             connect_timeout: connect_timeout?,
             statement_timeout: statement_timeout?,
         })

@@ -292,6 +292,11 @@ async fn heartbeat(leader: &Leader, epoch: Epoch) -> Event {
     })
 }
 
+pub(super) async fn examine(leader: Leader) -> Done {
+    let examined = leader.session.examine().await;
+    Done::Event(Event::Examined(examined.map_err(Failure::from)))
+}
+
 pub(super) async fn gauges(leader: Leader) -> Done {
     match leader.session.gauges().await {
         Ok(gauges) => Done::Gauges(gauges),

@@ -55,6 +55,8 @@ pub struct Settings {
     pub holder: String,
     /// Whether logs name keys in clear text instead of by fingerprint.
     pub log_keys: bool,
+    /// How often the leader looks whether the triggers are in order.
+    pub check_interval: Duration,
 }
 
 /// What the daemon shows of itself.
@@ -110,6 +112,7 @@ pub struct Daemon {
     leadership: Option<Leadership>,
     report: watch::Sender<Report>,
     ticked_ms: Arc<AtomicU64>,
+    check_interval: Duration,
 }
 
 impl Daemon {
@@ -148,6 +151,7 @@ impl Daemon {
             leadership: None,
             report,
             ticked_ms,
+            check_interval: settings.check_interval,
         };
         (daemon, watcher)
     }
@@ -157,7 +161,8 @@ impl Daemon {
         let mut status = tokio::time::interval(STATUS_INTERVAL);
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         let mut token = tokio::time::interval(TOKEN_INTERVAL);
-        for interval in [&mut status, &mut gauges, &mut token] {
+        let mut check = tokio::time::interval(self.check_interval);
+        for interval in [&mut status, &mut gauges, &mut token, &mut check] {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
         let mut stopping = false;
@@ -179,6 +184,7 @@ impl Daemon {
                 _ = status.tick() => self.publish(),
                 _ = gauges.tick() => self.read_gauges(),
                 _ = token.tick() => self.reload_token(),
+                _ = check.tick() => self.examine(),
             }
         }
         self.publish();
@@ -257,6 +263,7 @@ impl Daemon {
                 self.handle(Event::Campaigned(campaigned));
                 // Now, because the first of the regular looks may be far away.
                 self.read_gauges();
+                self.examine();
             }
             Ok(Done::Gauges(gauges)) => {
                 self.teller.tell_gauges(&gauges);
@@ -292,6 +299,13 @@ impl Daemon {
         }
     }
 
+    fn examine(&mut self) {
+        if let Some(leader) = self.leadership.as_ref().and_then(Leadership::leader) {
+            self.tasks
+                .spawn(async move { effects::examine(leader).await });
+        }
+    }
+
     fn reload_token(&mut self) {
         match self.world.kv.reload_token() {
             TokenReload::Changed => {
@@ -309,6 +323,8 @@ fn is_news(notice: &Notice) -> bool {
     matches!(
         notice,
         Notice::Held { .. }
+            | Notice::Faulty { .. }
+            | Notice::Mended { .. }
             | Notice::Resumed { .. }
             | Notice::Blocked { .. }
             | Notice::Unblocked

@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::clock;
 use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId, fingerprint};
+use crate::ledger::Examined;
 use crate::metrics as names;
 use crate::relay::{BlockReason, HoldReason, Notice, Phase, Status};
 use crate::source::Gauges;
@@ -190,6 +191,16 @@ impl Teller {
                 "sync on hold; the others flow"
             ),
             Notice::Resumed { sync } => info!(sync = self.name(sync), "sync flows again"),
+            Notice::Faulty { sync, fault } => error!(
+                sync = self.name(sync),
+                error = fault,
+                hint = Examined::HINT,
+                "changes of this sync are not recorded"
+            ),
+            Notice::Mended { sync } => info!(
+                sync = self.name(sync),
+                "changes of this sync are recorded again; what was missed follows"
+            ),
             Notice::Blocked {
                 reason,
                 pause,
@@ -243,6 +254,8 @@ impl Teller {
                 ];
                 gauge!(names::SYNC_ON_HOLD, &labels).set(f64::from(u8::from(held)));
             }
+            gauge!(names::TRIGGERS_FAULTY, "sync" => name.clone())
+                .set(f64::from(u8::from(sync.fault.is_some())));
             let running = sync.backfill.is_some();
             gauge!(names::BACKFILL_RUNNING, "sync" => name.clone())
                 .set(f64::from(u8::from(running)));

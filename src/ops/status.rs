@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::daemon::Report;
-use crate::ledger::BackfillPhase;
+use crate::ledger::{BackfillPhase, Examined};
 use crate::relay::Phase;
 
 /// `/api/status`. Times are in seconds, counts are plain numbers.
@@ -42,6 +42,8 @@ struct SyncJson {
     name: String,
     waiting_keys: usize,
     hold: Option<HoldJson>,
+    /// What is wrong with its triggers.
+    triggers_error: Option<ErrorJson>,
     backfill: Option<BackfillJson>,
 }
 
@@ -95,6 +97,10 @@ impl StatusJson {
                         error: error.clone(),
                         hint: hint.clone(),
                     }),
+                    triggers_error: sync.fault.as_ref().map(|fault| ErrorJson {
+                        error: fault.clone(),
+                        hint: Some(Examined::HINT.to_owned()),
+                    }),
                     backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
                         reason: backfill.reason.clone(),
                         phase: match backfill.phase {
@@ -139,6 +145,10 @@ pub(super) fn readiness(report: &Report) -> String {
                 reason.as_str()
             ));
             lines.push(format!("  help: {hint}"));
+        }
+        if let Some(fault) = &sync.fault {
+            lines.push(format!("sync {name}: changes are not recorded: {fault}"));
+            lines.push(format!("  help: {}", Examined::HINT));
         }
     }
     lines.push(String::new());

@@ -7,7 +7,8 @@ use crate::change::{
     Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId,
 };
 use crate::ledger::{
-    Backfill, BackfillStep, ClaimRequest, Failure, FetchMode, Fetched, SettleRequest, Walked,
+    Backfill, BackfillStep, ClaimRequest, Examined, Failure, FetchMode, Fetched, SettleRequest,
+    Walked,
 };
 
 /// Number of a batch within a term.
@@ -127,6 +128,8 @@ pub enum Event {
         /// The step, if the ledger took it.
         result: Result<BackfillStep, Failure>,
     },
+    /// Somebody looked at the triggers of all syncs.
+    Examined(Result<Vec<Examined>, Failure>),
     /// The API token is another than before.
     TokenChanged,
     /// Finish what is in flight and stop.
@@ -300,6 +303,18 @@ pub enum Notice {
     },
     /// A sync flows again.
     Resumed {
+        /// The sync.
+        sync: SyncId,
+    },
+    /// Changes of a sync are not recorded as they should be.
+    Faulty {
+        /// The sync.
+        sync: SyncId,
+        /// Why.
+        fault: String,
+    },
+    /// They are recorded again.
+    Mended {
         /// The sync.
         sync: SyncId,
     },

@@ -84,6 +84,8 @@ pub struct StatusSync {
     pub waiting_keys: usize,
     /// Why it is on hold, with detail and hint.
     pub hold: Option<(HoldReason, String, String)>,
+    /// Why its changes are not recorded.
+    pub fault: Option<String>,
     /// Its backfill.
     pub backfill: Option<Backfill>,
 }

@@ -1,12 +1,13 @@
-//! What `pg2kv check` and the doctor ask of Postgres: each finding is fine, or says what to do.
+//! What `pg2kv check` asks of Postgres: each finding is fine, or says what to do.
 //!
-//! Reads only. Knows the triggers' names and functions as `install.sql` makes them.
+//! Reads only.
 
 use super::error::{Error, Kind, Place};
 use super::lease::Candidate;
 use super::link::{Link, Role};
 use super::rows::Plan;
-use super::{Settings, SyncSource};
+use super::{Settings, SyncSource, triggers};
+use crate::ledger::Examined;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,18 +15,29 @@ pub struct Finding {
     /// What was looked at: `connection`, `sync users: triggers`.
     pub what: String,
     /// Whether it is as it must be.
-    pub ok: bool,
+    pub grade: Grade,
     /// What was found, one sentence without row data.
     pub detail: String,
     /// What to do, where it is not.
     pub hint: Option<String>,
 }
 
+/// How grave a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grade {
+    /// As it must be.
+    Fine,
+    /// It depends on something that cannot be looked at.
+    Doubtful,
+    /// Not as it must be.
+    Bad,
+}
+
 impl Finding {
     fn fine(what: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
             what: what.into(),
-            ok: true,
+            grade: Grade::Fine,
             detail: detail.into(),
             hint: None,
         }
@@ -34,16 +46,27 @@ impl Finding {
     fn bad(what: impl Into<String>, detail: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             what: what.into(),
-            ok: false,
+            grade: Grade::Bad,
             detail: detail.into(),
             hint: Some(hint.into()),
+        }
+    }
+
+    fn doubtful(
+        what: impl Into<String>,
+        detail: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            grade: Grade::Doubtful,
+            ..Self::bad(what, detail, hint)
         }
     }
 
     fn error(what: impl Into<String>, error: &Error) -> Self {
         Self {
             what: what.into(),
-            ok: false,
+            grade: Grade::Bad,
             detail: error.to_string(),
             hint: error.hint().map(str::to_owned),
         }
@@ -74,33 +97,13 @@ const PRIVILEGES: &str = "\
     select 'pg2kv.outbox_id_seq: select'
     where not has_sequence_privilege('pg2kv.outbox_id_seq', 'select')
     union all
+    select w.name || ': execute'
+    from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)')) as w(name)
+    where not has_function_privilege(w.name, 'execute')
+    union all
     select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'))
       as c(name, col)
     where not has_column_privilege('pg2kv.' || c.name, c.col, 'update')";
-
-/// The relation and key columns that `watch` was told, and what is wrong with the triggers now: all
-/// three must be on the table and on each of its partitions.
-const WATCHED: &str = "\
-    select s.relation::oid is not distinct from to_regclass($2::text)::oid,
-      s.key_columns = $3::text[],
-      array(
-        select format('%s on %s %s', w.name, w.relation, w.fault) from (
-          select r.relation, n.name, case
-            when t.oid is null then 'is missing'
-            when t.tgenabled <> 'A' then 'is not enabled always'
-            when p.oid is null then 'calls another function' end as fault
-          from (
-            select s.relation as relation
-            union select p.relid from pg_partition_tree(s.relation) as p
-          ) as r
-          cross join unnest(array['row', 'update', 'truncate']) as e(kind)
-          cross join lateral (
-            select format('zzz_%s_%s_%s', $4::text, s.name, e.kind) as name) as n
-          left join pg_trigger as t on t.tgrelid = r.relation and t.tgname = n.name
-          left join pg_proc as p on p.oid = t.tgfoid and p.proname = 'capture_' || s.name
-            and p.pronamespace = (select oid from pg_namespace where nspname = $4)
-        ) as w where w.fault is not null)
-    from pg2kv.sync as s where s.name = $1";
 
 /// Looks at connection, schema, privileges and each sync.
 ///
@@ -119,7 +122,7 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
         Err(error) => findings.push(Finding::error("privileges", &error)),
     }
     for sync in syncs {
-        triggers(settings, &link, sync, &mut findings).await;
+        findings.push(triggers(settings, &link, sync).await);
         let what = format!("sync {}: table", sync.name);
         let readable = match Plan::prepare(&link, sync).await {
             Ok(plan) => plan.try_out(&link, sync).await,
@@ -165,7 +168,7 @@ async fn connect(settings: &Settings, findings: &mut Vec<Finding>) -> Result<Lin
         ));
     }
     if settings.doorbell && row.get::<_, i32>(4) > 0 {
-        findings.push(Finding::bad(
+        findings.push(Finding::doubtful(
             "prepared transactions",
             "max_prepared_transactions is above 0, and a transaction that has notified cannot be \
              prepared",
@@ -203,50 +206,11 @@ async fn privileges(settings: &Settings, link: &Link) -> Result<Finding, Error> 
     ))
 }
 
-async fn triggers(
-    settings: &Settings,
-    link: &Link,
-    sync: &SyncSource,
-    findings: &mut Vec<Finding>,
-) {
+async fn triggers(settings: &Settings, link: &Link, sync: &SyncSource) -> Finding {
     let what = format!("sync {}: triggers", sync.name);
-    let again = "run `pg2kv install`, or the statements that `pg2kv sql` prints";
-    let sql = settings.sql(WATCHED);
-    let row = link
-        .call(
-            "looking at triggers",
-            2,
-            Place::Own,
-            link.client().query_opt(
-                &sql,
-                &[&sync.name, &sync.table, &sync.key_columns, &settings.schema],
-            ),
-        )
-        .await;
-    let row = match row {
-        Ok(Some(row)) => row,
-        Ok(None) => {
-            findings.push(Finding::bad(what, "the table is not watched", again));
-            return;
-        }
-        Err(error) => {
-            findings.push(Finding::error(what, &error));
-            return;
-        }
-    };
-    let wrong: Vec<String> = row.get(2);
-    if !row.get::<_, bool>(0) {
-        let detail = "another table is watched under this name (was it swapped by a rename?)";
-        findings.push(Finding::bad(what, detail, again));
-    } else if !row.get::<_, bool>(1) {
-        findings.push(Finding::bad(
-            what,
-            "other key columns are watched than configured",
-            again,
-        ));
-    } else if !wrong.is_empty() {
-        findings.push(Finding::bad(what, wrong.join(", "), again));
-    } else {
-        findings.push(Finding::fine(what, "present and enabled"));
+    match triggers::fault(settings, link, sync).await {
+        Ok(None) => Finding::fine(what, "present and enabled"),
+        Ok(Some(fault)) => Finding::bad(what, fault, Examined::HINT),
+        Err(error) => Finding::error(what, &error),
     }
 }

@@ -30,9 +30,10 @@ mod rows;
 pub mod session;
 mod settle;
 mod tls;
+mod triggers;
 pub mod url;
 
-pub use check::{Finding, check};
+pub use check::{Finding, Grade, check};
 pub use doorbell::Doorbell;
 pub use error::{Error, Kind};
 pub use session::{Gauges, Session};

@@ -42,6 +42,7 @@ const ADOPT: &str = "\
     forgotten as (
       update pg2kv.sync set backfilled_at = null
       where (select changed from verdict) and exists (select from fence)
+        and backfilled_at <> '-infinity'
     )
     select exists (select from fence), (select changed from verdict)";
 

@@ -19,10 +19,11 @@ use super::gauges::Watch;
 use super::link::{Link, Role, any_closed};
 use super::outbox::Outbox;
 use super::settle::Settler;
+use super::triggers::Examiner;
 use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
-    Backfill, BackfillStep, ClaimRequest, FetchMode, Fetched, SettleRequest, Walked,
+    Backfill, BackfillStep, ClaimRequest, Examined, FetchMode, Fetched, SettleRequest, Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -33,6 +34,7 @@ pub struct Session {
     outbox: Outbox,
     settler: Settler,
     watch: Watch,
+    examiner: Examiner,
     epoch: Epoch,
     syncs: HashMap<SyncId, SyncSource>,
 }
@@ -162,6 +164,7 @@ impl Session {
         let outbox = Outbox::open(settings, &control, own, by_name).await?;
         let settler = Settler::open(settings, &control).await?;
         let watch = Watch::open(settings);
+        let examiner = Examiner::open(settings);
         let work = Reader::open(settings, work).await?;
         let bulk = Reader::open(settings, bulk).await?;
         for sync in syncs {
@@ -184,6 +187,7 @@ impl Session {
             outbox,
             settler,
             watch,
+            examiner,
             epoch,
             syncs,
         };
@@ -295,6 +299,16 @@ impl Session {
     /// `Connection`, `Transient`, `Refused`.
     pub async fn gauges(&self) -> Result<Gauges, Error> {
         self.watch.gauges(self.bulk.link(), &self.syncs).await
+    }
+
+    /// Looks whether the triggers of each sync are as the configuration says, and notes for whoever
+    /// leads next that a sync with a fault is to be walked once that is over. Fenced.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn examine(&self) -> Result<Vec<Examined>, Error> {
+        let link = self.bulk.link();
+        self.examiner.examine(link, self.epoch, &self.syncs).await
     }
 
     /// Resolves when one of the working connections is gone.

@@ -9,6 +9,7 @@ use tokio_postgres::Statement;
 
 use super::error::{Error, Place};
 use super::link::Link;
+use super::triggers::{JUDGED, key_json};
 use super::{Settings, SyncSource};
 use crate::change::{Epoch, KvName, OutboxId, SyncId};
 use crate::ledger::{Backfill, BackfillPhase, SettleRequest};
@@ -35,8 +36,11 @@ const SETTLE: &str = "\
     select exists (select from fence)";
 
 /// Partitions are summed up: the estimate of a partitioned table itself is often missing.
+///
+/// It goes on after `wanted` and `judged`. What was owed after a fault of the triggers is paid only
+/// by a walk that begins after the fault.
 const START_BACKFILL: &str = "\
-    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    fence as materialized (select from pg2kv.lease where epoch = $1 for share),
     gone as (
       delete from pg2kv.outbox as o using unnest($4::int8[]) as u(id)
       where o.id = u.id and exists (select from fence)
@@ -56,6 +60,11 @@ const START_BACKFILL: &str = "\
         cursor = null, done = 0, estimate = excluded.estimate,
         started_at = clock_timestamp(), updated_at = clock_timestamp()
       returning estimate
+    ),
+    paid as (
+      update pg2kv.sync as s set backfilled_at = null from judged as j
+      where s.name = j.name and s.backfilled_at = '-infinity' and j.fault is null
+        and exists (select from fence)
     )
     select exists (select from fence), (select estimate from begun)";
 
@@ -67,7 +76,9 @@ pub(crate) struct Settler {
 
 impl Settler {
     pub(crate) async fn open(settings: &Settings, link: &Link) -> Result<Self, Error> {
-        let (settle, start) = (settings.sql(SETTLE), settings.sql(START_BACKFILL));
+        let wanted = "wanted(name, relation, key) as (select $2::text, $5::text, $6::text)";
+        let start = format!("with {wanted}, judged as materialized ({JUDGED}), {START_BACKFILL}");
+        let (settle, start) = (settings.sql(SETTLE), settings.sql(&start));
         let client = link.client();
         let (settle, start_backfill) = link
             .call("preparing to settle", 4, Place::Own, async {
@@ -164,7 +175,14 @@ impl Settler {
                 Place::Own,
                 link.client().query_one(
                     &self.start_backfill,
-                    &[&epoch.0, &sync.name, &reason, &markers],
+                    &[
+                        &epoch.0,
+                        &sync.name,
+                        &reason,
+                        &markers,
+                        &sync.table,
+                        &key_json(sync),
+                    ],
                 ),
             )
             .await?;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod debounce;
+mod doctor;
 mod errors;
 mod kill;
 mod ops;

@@ -96,6 +96,8 @@ struct Sync {
     lost_at: Option<Mono>,
     /// Dead letters of this sync may stand in the ledger, so a proven write clears its key's.
     may_have_dead_letters: bool,
+    /// What is wrong with its triggers.
+    fault: Option<String>,
     /// Batches and requests under way.
     busy: usize,
 }
@@ -133,6 +135,7 @@ impl Term {
                     rejected_in_a_row: 0,
                     lost_at: None,
                     may_have_dead_letters: false,
+                    fault: None,
                     busy: 0,
                 })
                 .collect(),
@@ -245,6 +248,10 @@ impl Term {
             Event::Walked { sync, result } => self.walked(shared, now, sync, result),
             Event::Swept { sync, result } => self.swept(shared, now, sync, result),
             Event::Advanced { sync, result } => self.advanced(shared, now, sync, result),
+            Event::Examined(result) => {
+                self.examined(shared, result);
+                Ok(())
+            }
             Event::TokenChanged => {
                 if self
                     .sending
@@ -342,6 +349,7 @@ impl Term {
                 hold: sync.gate.closed().map(|(reason, detail, _)| {
                     (reason, detail.to_owned(), reason.hint().to_owned())
                 }),
+                fault: sync.fault.clone(),
                 backfill: walk.current().cloned(),
             })
             .collect();

@@ -3,7 +3,7 @@
 use super::prepare::Item;
 use super::{Shared, Term, sync_id};
 use crate::change::{ContentHash, Key, Mono, SyncId};
-use crate::ledger::{Backfill, BackfillStep, Failure, FailureKind, Walked};
+use crate::ledger::{Backfill, BackfillStep, Examined, Failure, FailureKind, Walked};
 use crate::relay::backfills::{self, Next};
 use crate::relay::{Effect, HoldReason, Notice, SweepFailure, Swept};
 
@@ -35,6 +35,36 @@ impl Term {
             {
                 self.next_walk(shared, now, sync, pairs);
             }
+        }
+    }
+
+    /// What was missed while the triggers were not in order is found by a walk once they are.
+    ///
+    /// That it is owed stands in the ledger, not here: the fault may be of another leader's time.
+    pub(super) fn examined(
+        &mut self,
+        shared: &mut Shared<'_>,
+        result: Result<Vec<Examined>, Failure>,
+    ) {
+        let examined = match result {
+            Ok(examined) => examined,
+            // It is done again soon, and what is wrong with the session shows elsewhere too.
+            Err(failure) => return shared.tell(Notice::LedgerFailed(failure)),
+        };
+        for Examined { sync, fault, owed } in examined {
+            let known = &mut self.syncs[usize::from(sync.0)].fault;
+            match &fault {
+                Some(new) if *known != fault => shared.tell(Notice::Faulty {
+                    sync,
+                    fault: new.clone(),
+                }),
+                None if known.is_some() => shared.tell(Notice::Mended { sync }),
+                _ => {}
+            }
+            if fault.is_none() && owed {
+                backfills::of(&mut self.walks, sync).want("triggers mended", Vec::new());
+            }
+            *known = fault;
         }
     }
 

@@ -1,13 +1,13 @@
 //! `check`: each thing that can be wrong is found and named.
 
-use pg2kv::source::{Finding, SyncSource, check};
+use pg2kv::source::{Finding, Grade, SyncSource, check};
 
 use super::{Bench, items};
 
 fn bad(findings: &[Finding]) -> Vec<(&str, &str)> {
     findings
         .iter()
-        .filter(|f| !f.ok)
+        .filter(|f| f.grade == Grade::Bad)
         .map(|f| (f.what.as_str(), f.detail.as_str()))
         .collect()
 }
@@ -15,10 +15,15 @@ fn bad(findings: &[Finding]) -> Vec<(&str, &str)> {
 #[tokio::test]
 async fn what_is_wrong_is_found_and_named() {
     let mut bench = Bench::new().await;
-    // The shared server allows prepared transactions, which is a finding with the doorbell on.
+    // The shared server allows prepared transactions, which nobody need use.
     let findings = check(&bench.settings, &[]).await;
-    assert_eq!(bad(&findings).len(), 1);
-    assert_eq!(bad(&findings)[0].0, "prepared transactions");
+    assert_eq!(bad(&findings), []);
+    let doubtful: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.grade == Grade::Doubtful)
+        .map(|finding| finding.what.as_str())
+        .collect();
+    assert_eq!(doubtful, ["prepared transactions"]);
     bench.settings.doorbell = false;
     let findings = check(&bench.settings, &[items("plan")]).await;
     assert_eq!(bad(&findings), []);
@@ -28,7 +33,7 @@ async fn what_is_wrong_is_found_and_named() {
             "alter table items disable trigger zzz_pg2kv_items_update",
             "alter table items enable always trigger zzz_pg2kv_items_update",
             "sync items: triggers",
-            "zzz_pg2kv_items_update on public.items is not enabled always",
+            "zzz_pg2kv_items_update on public.items is disabled",
         ),
         (
             "alter table items rename to items_old; create table items (like items_old including all)",
@@ -63,7 +68,9 @@ async fn what_is_wrong_is_found_and_named() {
             "after {damage}: {found:?}"
         );
         assert!(
-            findings.iter().filter(|f| !f.ok).all(|f| f.hint.is_some()),
+            findings
+                .iter()
+                .all(|f| f.grade == Grade::Fine || f.hint.is_some()),
             "{findings:?}"
         );
         bench.sql(repair).await;

@@ -1,0 +1,126 @@
+//! The doctor: are the triggers what the configuration says, and what follows if they were not.
+//!
+//! A fault means that changes were missed, so the sync has to be walked once it is over. That debt
+//! is noted in the statement that finds the fault, as `backfilled_at = -infinity`. Only a backfill
+//! that begins while all is well clears it (`settle`), and none that runs to its end over it does
+//! (`claim`): whatever dies in between, the next look finds the debt.
+
+use std::collections::HashMap;
+
+use super::error::{Error, Place};
+use super::link::Link;
+use super::{Settings, SyncSource};
+use crate::change::{Epoch, SyncId};
+use crate::ledger::Examined;
+
+/// The verdict on each of `wanted(name, relation, key)`: a sync, its table and its key columns (a
+/// JSON array) as configured. `fault` is null where all is well.
+///
+/// The table is looked up without `to_regclass`, which fails for all where one schema is barred.
+pub(crate) const JUDGED: &str = "\
+    select w.name, case
+      when s.name is null then 'the table is not watched'
+      when c.oid is null then 'there is no such table'
+      when c.oid <> s.relation::oid
+        then 'another table is watched under this name (was it swapped by a rename?)'
+      when to_jsonb(s.key_columns) <> w.key::jsonb
+        then 'other key columns are watched than configured'
+      else pg2kv.trigger_faults(s.name) end as fault,
+      coalesce(s.backfilled_at = '-infinity', false) as owed
+    from wanted as w
+    left join pg2kv.sync as s on s.name = w.name
+    left join pg_namespace as n on n.nspname = (parse_ident(w.relation))[1]
+    left join pg_class as c
+      on c.relnamespace = n.oid and c.relname = (parse_ident(w.relation))[2]";
+
+/// One sync, for [`fault`].
+const ONE: &str = "wanted(name, relation, key) as (select $1::text, $2::text, $3::text)";
+
+/// The key columns of a sync as [`JUDGED`] compares them.
+pub(crate) fn key_json(sync: &SyncSource) -> String {
+    serde_json::Value::from(sync.key_columns.clone()).to_string()
+}
+
+/// What is wrong with the triggers of one sync. Changes nothing.
+pub(crate) async fn fault(
+    settings: &Settings,
+    link: &Link,
+    sync: &SyncSource,
+) -> Result<Option<String>, Error> {
+    let sql = settings.sql(&format!("with {ONE} {JUDGED}"));
+    let key = key_json(sync);
+    let row = link
+        .call(
+            "looking at triggers",
+            2,
+            Place::Own,
+            link.client()
+                .query_one(&sql, &[&sync.name, &sync.table, &key]),
+        )
+        .await?;
+    Ok(row.get(1))
+}
+
+/// Looks at all syncs, and notes what is owed.
+pub(crate) struct Examiner {
+    sql: String,
+}
+
+impl Examiner {
+    pub(crate) fn open(settings: &Settings) -> Self {
+        let sql = format!(
+            "with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+             wanted as (
+               select * from unnest($2::text[], $3::text[], $4::text[]) as w(name, relation, key)
+             ),
+             judged as materialized ({JUDGED}),
+             noted as (
+               update pg2kv.sync as s set backfilled_at = '-infinity' from judged as j
+               where s.name = j.name and j.fault is not null and not j.owed
+                 and exists (select from fence)
+             )
+             select exists (select from fence), j.name, j.fault, j.owed from judged as j"
+        );
+        Self {
+            sql: settings.sql(&sql),
+        }
+    }
+
+    /// See `Session::examine`.
+    pub(crate) async fn examine(
+        &self,
+        link: &Link,
+        epoch: Epoch,
+        syncs: &HashMap<SyncId, SyncSource>,
+    ) -> Result<Vec<Examined>, Error> {
+        let doing = "looking at triggers";
+        let syncs: Vec<&SyncSource> = syncs.values().collect();
+        let names: Vec<&str> = syncs.iter().map(|sync| sync.name.as_str()).collect();
+        let tables: Vec<&str> = syncs.iter().map(|sync| sync.table.as_str()).collect();
+        let keys: Vec<String> = syncs.iter().map(|sync| key_json(sync)).collect();
+        let rows = link
+            .call(
+                doing,
+                2,
+                Place::Own,
+                link.client()
+                    .query(&self.sql, &[&epoch.0, &names, &tables, &keys]),
+            )
+            .await?;
+        if rows.iter().any(|row| !row.get::<_, bool>(0)) {
+            return Err(Error::fenced(doing));
+        }
+        Ok(rows
+            .iter()
+            .filter_map(|row| {
+                let name: &str = row.get(1);
+                let sync = syncs.iter().find(|sync| sync.name == name)?;
+                Some(Examined {
+                    sync: sync.id,
+                    fault: row.get(2),
+                    owed: row.get(3),
+                })
+            })
+            .collect())
+    }
+}
