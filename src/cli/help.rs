@@ -14,7 +14,7 @@ use super::version;
 /// Headings and their verbs, in the order of use.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Set up", &["check", "sql", "install", "config"]),
-    ("Operate", &["run", "status", "resync"]),
+    ("Operate", &["run", "status", "resync", "approve-deletes"]),
     ("Try out", &["demo", "emulator"]),
     ("About", &["version"]),
 ];
@@ -65,7 +65,7 @@ fn verbs(command: &clap::Command) -> String {
                 .find_subcommand(name)
                 .and_then(|verb| verb.get_about());
             let about = about.map(ToString::to_string).unwrap_or_default();
-            let _ = writeln!(text, "  {VERB}{name:<10}{VERB:#} {about}");
+            let _ = writeln!(text, "  {VERB}{name:<15}{VERB:#} {about}");
         }
     }
     text

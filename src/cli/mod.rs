@@ -69,6 +69,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Install(args) => sql::install(&files, &args).await,
         Command::Status(args) => status::execute(&files, &args).await,
         Command::Resync(args) => status::resync(&files, &args).await,
+        Command::ApproveDeletes(args) => status::approve_deletes(&files, &args).await,
         Command::Emulator(args) => emulator::execute(args).await,
         Command::Demo(args) => demo::execute(args).await,
         Command::Config {

@@ -50,6 +50,7 @@ impl Teller {
             }
             counter!(names::KEYS_UNCHANGED, "sync" => sync.clone()).absolute(0);
             counter!(names::BACKFILLS, "sync" => sync.clone()).absolute(0);
+            gauge!(names::DELETES_HELD, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
         }
@@ -190,6 +191,17 @@ impl Teller {
                 "sync on hold; the others flow"
             ),
             Notice::Resumed { sync } => info!(sync = self.name(sync), "sync flows again"),
+            Notice::DeletesHeld { sync } => {
+                let sync = self.name(sync);
+                warn!(
+                    hint =
+                        format!("`pg2kv approve-deletes {sync}` lets them go; /readyz says more"),
+                    sync, "deletes on hold: too many in too short a time; writes go on"
+                );
+            }
+            Notice::DeletesResumed { sync } => {
+                info!(sync = self.name(sync), "deletes are no longer on hold");
+            }
             Notice::Blocked {
                 reason,
                 pause,
@@ -243,6 +255,10 @@ impl Teller {
                 ];
                 gauge!(names::SYNC_ON_HOLD, &labels).set(f64::from(u8::from(held)));
             }
+            let held = sync
+                .deletes_held
+                .map_or(0, |held| held.keys as u64 + held.ahead);
+            gauge!(names::DELETES_HELD, "sync" => name.clone()).set(held as f64);
             let running = sync.backfill.is_some();
             gauge!(names::BACKFILL_RUNNING, "sync" => name.clone())
                 .set(f64::from(u8::from(running)));

@@ -42,7 +42,18 @@ struct SyncJson {
     name: String,
     waiting_keys: usize,
     hold: Option<HoldJson>,
+    deletes_held: Option<DeletesJson>,
     backfill: Option<BackfillJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeletesJson {
+    /// Keys that wait to be deleted.
+    keys: usize,
+    /// Orphans that the backfill is about to find in KV, about.
+    ahead: u64,
+    error: String,
+    hint: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,6 +106,15 @@ impl StatusJson {
                         error: error.clone(),
                         hint: hint.clone(),
                     }),
+                    deletes_held: sync.deletes_held.map(|held| {
+                        let (error, hint) = held.told(name);
+                        DeletesJson {
+                            keys: held.keys,
+                            ahead: held.ahead,
+                            error,
+                            hint,
+                        }
+                    }),
                     backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
                         reason: backfill.reason.clone(),
                         phase: match backfill.phase {
@@ -138,6 +158,11 @@ pub(super) fn readiness(report: &Report) -> String {
                 "sync {name} on hold ({}): {detail}",
                 reason.as_str()
             ));
+            lines.push(format!("  help: {hint}"));
+        }
+        if let Some(held) = &sync.deletes_held {
+            let (detail, hint) = held.told(name);
+            lines.push(format!("deletes of {name} on hold: {detail}; writes go on"));
             lines.push(format!("  help: {hint}"));
         }
     }

@@ -85,6 +85,9 @@ pub enum Verdict {
         /// Earliest next try.
         at: Mono,
     },
+    /// It was not written, and waits under its claim: for a change, or for
+    /// [`Queue::release_held`].
+    Held,
 }
 
 /// A key that needs nothing more for now.
@@ -121,6 +124,10 @@ struct Entry {
     /// First change of what is in flight or to be tried again.
     waiting_since: Option<Mono>,
     claim: Option<ClaimId>,
+    /// It waits for a person, so it has no time at which it is due.
+    held: bool,
+    /// Its delete was let through, so a further try needs no other permission.
+    may_delete: bool,
     retry_at: Option<Mono>,
     trouble: Option<Box<Trouble>>,
     not_before: Mono,
@@ -142,6 +149,8 @@ pub struct Queue {
     redundant: Vec<OutboxId>,
     in_flight: usize,
     in_doubt: usize,
+    /// Keys that wait for a person, by sync.
+    held: Vec<usize>,
 }
 
 impl Queue {
@@ -157,6 +166,7 @@ impl Queue {
             redundant: Vec::new(),
             in_flight: 0,
             in_doubt: 0,
+            held: vec![0; syncs],
         }
     }
 
@@ -171,8 +181,49 @@ impl Queue {
     }
 
     /// Distinct keys that may still be added.
+    ///
+    /// Keys that wait for a person take no room from the others, or these would wait too. That has
+    /// its limit: the queue holds twice `keys_max` at most.
     pub fn room(&self) -> usize {
-        self.settings.keys_max.saturating_sub(self.len())
+        let held = self.held.iter().sum::<usize>().min(self.settings.keys_max);
+        self.settings.keys_max.saturating_sub(self.len() - held)
+    }
+
+    /// Keys of `sync` that wait for a person.
+    pub fn held(&self, sync: SyncId) -> usize {
+        self.held[usize::from(sync.0)]
+    }
+
+    /// The held keys of `sync` are due now. Looks at every key: for rare occasions.
+    pub fn release_held(&mut self, now: Mono, sync: SyncId) {
+        let held: Vec<Slot> = (0..)
+            .zip(&self.entries)
+            .filter(|(_, entry)| {
+                entry
+                    .as_ref()
+                    .is_some_and(|entry| entry.sync == sync && entry.held)
+            })
+            .map(|(place, _)| Slot(place))
+            .collect();
+        for slot in held {
+            self.set_held(slot, false);
+            if let Some(entry) = self.entry_mut(slot) {
+                entry.retry_at = Some(now);
+            }
+            self.reindex(slot);
+        }
+    }
+
+    /// Whether the delete of the key was let through before, and is yet to be proven.
+    pub fn may_delete(&self, slot: Slot) -> bool {
+        self.entry(slot).is_some_and(|entry| entry.may_delete)
+    }
+
+    /// Notes whether the key may be deleted, for as long as it needs another try.
+    pub fn let_delete(&mut self, slot: Slot, may: bool) {
+        if let Some(entry) = self.entry_mut(slot) {
+            entry.may_delete = may;
+        }
     }
 
     /// Keys that are being written.
@@ -288,6 +339,7 @@ impl Queue {
             entry.due = None;
             entry.in_flight = true;
             entry.retry_at = None;
+            let was_held = std::mem::replace(&mut entry.held, false);
             let key = entry.key.clone();
             let dirty = entry.dirty.take();
             if let Some(dirty) = &dirty {
@@ -298,6 +350,7 @@ impl Queue {
                 );
             }
             self.in_flight += 1;
+            self.held[usize::from(sync.0)] -= usize::from(was_held);
             taken.push(Taken {
                 slot,
                 key,
@@ -311,11 +364,16 @@ impl Queue {
     /// by the outbox or a claim.
     ///
     /// A key that only waits out its interval is taken too, since what it was written for may be
-    /// older than the backfill; it must not be written before [`Queue::not_before`].
+    /// older than the backfill; it must not be written before [`Queue::not_before`]. So is one that
+    /// waits for a person: its rows may be there again.
     pub fn take_idle(&mut self, sync: SyncId, key: &Key) -> Option<Slot> {
         let slot = self.slot_of(sync, key.clone());
-        let entry = self.entry_mut(slot).filter(|entry| entry.is_idle())?;
+        let entry = self
+            .entry_mut(slot)
+            .filter(|entry| entry.held || entry.is_idle())
+            .filter(|entry| entry.due.is_none())?;
         entry.in_flight = true;
+        self.set_held(slot, false);
         self.in_flight += 1;
         Some(slot)
     }
@@ -434,12 +492,17 @@ impl Queue {
                 entry.retry_at = Some(at);
                 false
             }
+            Verdict::Held => {
+                self.set_held(slot, true);
+                false
+            }
         };
         self.in_flight -= 1;
         let resolved = done.then(|| {
             self.set_doubt(slot, None);
             let entry = self.entry_mut(slot)?;
             entry.trouble = None;
+            entry.may_delete = false;
             let since = entry.waiting_since.take();
             Some(Resolved {
                 claim: entry.claim.take(),
@@ -492,6 +555,8 @@ impl Queue {
             in_flight: false,
             waiting_since: None,
             claim: None,
+            held: false,
+            may_delete: false,
             retry_at: None,
             trouble: None,
             not_before: Mono::ZERO,
@@ -519,6 +584,21 @@ impl Queue {
 
     fn entry_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
         self.entries.get_mut(slot.0 as usize)?.as_mut()
+    }
+
+    fn set_held(&mut self, slot: Slot, held: bool) {
+        let Some(entry) = self.entry_mut(slot) else {
+            return;
+        };
+        let (sync, before) = (
+            usize::from(entry.sync.0),
+            std::mem::replace(&mut entry.held, held),
+        );
+        match (before, held) {
+            (false, true) => self.held[sync] += 1,
+            (true, false) => self.held[sync] -= 1,
+            _ => {}
+        }
     }
 
     fn set_doubt(&mut self, slot: Slot, doubt: Option<Mono>) {
@@ -594,7 +674,7 @@ impl Trouble {
 
 impl Entry {
     fn is_idle(&self) -> bool {
-        !self.in_flight && self.dirty.is_none() && self.retry_at.is_none()
+        !self.in_flight && !self.held && self.dirty.is_none() && self.retry_at.is_none()
     }
 
     fn due_at(&self, settings: &Settings) -> Option<Mono> {

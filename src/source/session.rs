@@ -22,7 +22,7 @@ use super::settle::Settler;
 use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
-    Backfill, BackfillStep, ClaimRequest, FetchMode, Fetched, SettleRequest, Walked,
+    Backfill, BackfillStep, ClaimRequest, DeleteFacts, FetchMode, Fetched, SettleRequest, Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -93,6 +93,8 @@ pub struct Recovered {
     pub identity_changed: bool,
     /// Configured, watched, and never walked to the end.
     pub new_syncs: Vec<SyncId>,
+    /// What is known about deletes of the watched syncs.
+    pub deletes: Vec<DeleteFacts>,
 }
 
 /// Which database this is: any change means that rows may have gone back in time.
@@ -121,6 +123,8 @@ pub struct Gauges {
     pub dead_letters: Vec<(SyncId, String, u64)>,
     /// Share of the server's notification queue that is full, 0 to 1.
     pub notify_queue_usage: f64,
+    /// What is known about deletes of the watched syncs.
+    pub deletes: Vec<DeleteFacts>,
     /// Age of the oldest open transaction that this role may see (all, with `pg_read_all_stats`).
     pub oldest_transaction_age: Option<Duration>,
 }
