@@ -9,6 +9,8 @@
 
 pub mod backoff;
 pub mod budget;
+mod held;
+mod resolve;
 pub mod seen;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -187,43 +189,6 @@ impl Queue {
     pub fn room(&self) -> usize {
         let held = self.held.iter().sum::<usize>().min(self.settings.keys_max);
         self.settings.keys_max.saturating_sub(self.len() - held)
-    }
-
-    /// Keys of `sync` that wait for a person.
-    pub fn held(&self, sync: SyncId) -> usize {
-        self.held[usize::from(sync.0)]
-    }
-
-    /// The held keys of `sync` are due now. Looks at every key: for rare occasions.
-    pub fn release_held(&mut self, now: Mono, sync: SyncId) {
-        let held: Vec<Slot> = (0..)
-            .zip(&self.entries)
-            .filter(|(_, entry)| {
-                entry
-                    .as_ref()
-                    .is_some_and(|entry| entry.sync == sync && entry.held)
-            })
-            .map(|(place, _)| Slot(place))
-            .collect();
-        for slot in held {
-            self.set_held(slot, false);
-            if let Some(entry) = self.entry_mut(slot) {
-                entry.retry_at = Some(now);
-            }
-            self.reindex(slot);
-        }
-    }
-
-    /// Whether the delete of the key was let through before, and is yet to be proven.
-    pub fn may_delete(&self, slot: Slot) -> bool {
-        self.entry(slot).is_some_and(|entry| entry.may_delete)
-    }
-
-    /// Notes whether the key may be deleted, for as long as it needs another try.
-    pub fn let_delete(&mut self, slot: Slot, may: bool) {
-        if let Some(entry) = self.entry_mut(slot) {
-            entry.may_delete = may;
-        }
     }
 
     /// Keys that are being written.
@@ -438,81 +403,6 @@ impl Queue {
         self.entry(slot).map(|entry| &entry.key)
     }
 
-    /// Ends a try. `jitter` in `0.0..1.0` spreads the next one.
-    ///
-    /// Returns `None` where the key must be tried again.
-    pub fn resolve(
-        &mut self,
-        now: Mono,
-        slot: Slot,
-        verdict: Verdict,
-        jitter: f64,
-    ) -> Option<Resolved> {
-        let Settings {
-            key_interval,
-            backoff,
-            ..
-        } = self.settings;
-        let entry = self.entry_mut(slot)?;
-        if !std::mem::replace(&mut entry.in_flight, false) {
-            return None;
-        }
-        let doubt = entry
-            .trouble
-            .as_ref()
-            .and_then(|trouble| trouble.doubt_until);
-        let done = match verdict {
-            Verdict::Written { sent_at } => {
-                entry.not_before = now + key_interval;
-                // Sent before the window closed: an older write may still land over this one.
-                entry.retry_at = doubt.filter(|until| sent_at < *until);
-                entry.retry_at.is_none()
-            }
-            Verdict::Unchanged => {
-                entry.retry_at = doubt;
-                doubt.is_none()
-            }
-            Verdict::Dead => {
-                // A write in doubt may still land, over what the key is mended to meanwhile.
-                entry.retry_at = doubt.filter(|until| now < *until);
-                entry.retry_at.is_none()
-            }
-            Verdict::Doubt { until } => {
-                let trouble = entry
-                    .trouble
-                    .get_or_insert_with(|| Box::new(Trouble::new(backoff)));
-                let wait = trouble.backoff.next(jitter);
-                entry.retry_at = Some(now + wait);
-                // It may have been written just now.
-                entry.not_before = now + key_interval;
-                self.set_doubt(slot, Some(doubt.map_or(until, |before| before.max(until))));
-                false
-            }
-            Verdict::Again { at } => {
-                entry.retry_at = Some(at);
-                false
-            }
-            Verdict::Held => {
-                self.set_held(slot, true);
-                false
-            }
-        };
-        self.in_flight -= 1;
-        let resolved = done.then(|| {
-            self.set_doubt(slot, None);
-            let entry = self.entry_mut(slot)?;
-            entry.trouble = None;
-            entry.may_delete = false;
-            let since = entry.waiting_since.take();
-            Some(Resolved {
-                claim: entry.claim.take(),
-                waited: since.map(|since| now.since(since)),
-            })
-        });
-        self.put_down(slot, now);
-        resolved.flatten()
-    }
-
     /// Drops keys that were only held for their interval. Called before the queue is asked for work.
     pub fn cool(&mut self, now: Mono) {
         while let Some(&(until, slot)) = self.cooling.front() {
@@ -584,21 +474,6 @@ impl Queue {
 
     fn entry_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
         self.entries.get_mut(slot.0 as usize)?.as_mut()
-    }
-
-    fn set_held(&mut self, slot: Slot, held: bool) {
-        let Some(entry) = self.entry_mut(slot) else {
-            return;
-        };
-        let (sync, before) = (
-            usize::from(entry.sync.0),
-            std::mem::replace(&mut entry.held, held),
-        );
-        match (before, held) {
-            (false, true) => self.held[sync] += 1,
-            (true, false) => self.held[sync] -= 1,
-            _ => {}
-        }
     }
 
     fn set_doubt(&mut self, slot: Slot, doubt: Option<Mono>) {

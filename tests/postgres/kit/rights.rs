@@ -135,7 +135,10 @@ async fn writers_need_no_rights_and_get_none(server: Server) {
     assert_eq!(text(&admin, &open).await, "null");
     let definers = "select string_agg(proname, ' ' order by proname) from pg_proc
                     where pronamespace = 'pg2kv'::regnamespace and prosecdef";
-    assert_eq!(text(&admin, definers).await, "capture_t resync status");
+    assert_eq!(
+        text(&admin, definers).await,
+        "approve_deletes capture_t resync status"
+    );
     let search_paths = "select string_agg(proname, ' ') from pg_proc
         where pronamespace = 'pg2kv'::regnamespace
           and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)";
