@@ -3,6 +3,8 @@
 //!
 //! Owns plain values. Knows no SQL: `source` turns a request into statements, `daemon` carries it.
 
+use std::time::Duration;
+
 use crate::change::{Change, ClaimId, Key, OutboxId, Poison, SyncId};
 
 /// How to fetch.
@@ -154,6 +156,17 @@ pub struct DeadLetter {
     pub key: Key,
     /// Why.
     pub poison: Poison,
+}
+
+/// What the ledger says about deletes of a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeleteFacts {
+    /// The sync.
+    pub sync: SyncId,
+    /// Its keys, about; `None` until its first backfill is done.
+    pub keys: Option<u64>,
+    /// A person has approved of any number of deletes, for this much longer.
+    pub approved_for: Option<Duration>,
 }
 
 /// Why the ledger, or a read of rows, did not answer.

@@ -65,6 +65,7 @@ metrics! {
     BLOCKED = "pg2kv_sending_blocked", Gauge, ["reason"], "1 while nothing is sent for this reason.";
     SYNC_ON_HOLD = "pg2kv_sync_on_hold", Gauge, ["sync", "reason"], "1 while this sync is on hold for this reason; the others flow.";
     TRIGGERS_FAULTY = "pg2kv_triggers_faulty", Gauge, ["sync"], "1 while changes of the sync are not, or not all, recorded, because its triggers are not in order.";
+    DELETES_HELD = "pg2kv_deletes_held_keys", Gauge, ["sync"], "Keys that would be deleted from KV and are held by the brake until somebody approves.";
     BUDGET_LEFT = "pg2kv_budget_left_requests", Gauge, [], "Requests that may go now without touching the reserve.";
     DEAD_LETTERED = "pg2kv_dead_lettered_total", Counter, ["sync", "reason"], "Keys that went to the dead letters.";
     DEAD_LETTERS = "pg2kv_dead_letters", Gauge, ["sync", "reason"], "Keys in the dead letters.";

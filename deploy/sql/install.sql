@@ -2,7 +2,7 @@
 --
 -- What it does   Creates the schema pg2kv, two roles without login (pg2kv_owner owns everything here,
 --                pg2kv_daemon is what the daemon may do) and four functions: pg2kv.watch(),
---                pg2kv.unwatch(), pg2kv.status() and pg2kv.resync(). It touches no table of yours.
+--                pg2kv.unwatch(), pg2kv.status(), pg2kv.resync(), pg2kv.approve_deletes(). It touches no table of yours.
 -- What watch()   Puts three triggers on one table. A change of the key or of a watched column adds one
 -- does           small row (the key, never a value) to pg2kv.outbox in the writer's own transaction.
 -- Cost           An UPDATE that changes no watched column: one comparison. Any other change: one
@@ -92,9 +92,16 @@ create table if not exists pg2kv.sync (
   created_at timestamptz not null default clock_timestamp(),
   backfilled_at timestamptz
 );
+alter table pg2kv.sync
+  add column if not exists keys_estimate bigint,
+  add column if not exists deletes_approved_until timestamptz;
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
 comment on column pg2kv.sync.backfilled_at is
   'When the daemon last finished a walk over all rows; null makes it begin one, -infinity once the triggers are in order again';
+comment on column pg2kv.sync.keys_estimate is
+  'Keys, as last counted or estimated: what the daemon holds mass deletes against';
+comment on column pg2kv.sync.deletes_approved_until is
+  'Any number of keys may be deleted from KV until then; see approve_deletes()';
 comment on column pg2kv.sync.columns is 'Columns whose change counts, besides the key; null means every column';
 
 create table if not exists pg2kv.outbox (
@@ -151,9 +158,11 @@ create table if not exists pg2kv.backfill (
   started_at timestamptz not null default clock_timestamp(),
   updated_at timestamptz not null default clock_timestamp()
 ) with (fillfactor = 50);
+alter table pg2kv.backfill add column if not exists rows bigint;
 comment on table pg2kv.backfill is 'Syncs whose keys are all being looked at, and how far that is';
 comment on column pg2kv.backfill.phase is 'rows: walking the table; keys: walking the names in KV';
 comment on column pg2kv.backfill.position is 'Last key of the table that is done; null means the start';
+comment on column pg2kv.backfill.rows is 'Rows that the walk found; null until it is at the end of the table';
 comment on column pg2kv.backfill.cursor is 'Where the listing of KV goes on';
 
 create table if not exists pg2kv.lease (
@@ -441,6 +450,32 @@ end
 $$;
 comment on function pg2kv.resync(text) is 'Makes the daemon look at every key of a sync again';
 
+create or replace function pg2kv.approve_deletes(sync text, for_interval interval default '1 hour')
+  returns timestamptz
+  language plpgsql security definer
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  until timestamptz;
+begin
+  if for_interval is null or for_interval < interval '0' then
+    raise exception 'deletes are approved for an interval of 0 or more, not for %', coalesce(for_interval::text, 'null')
+      using hint = 'For example ''1 hour''; 0 takes an approval back.';
+  end if;
+  update pg2kv.sync s set deletes_approved_until = clock_timestamp() + for_interval
+    where s.name = approve_deletes.sync
+    returning deletes_approved_until into until;
+  if until is null then
+    raise exception 'no sync is named %', coalesce(quote_literal(sync), 'null')
+      using hint = 'select sync from pg2kv.status() lists them; select pg2kv.watch(...) makes one.';
+  end if;
+  perform pg_notify('pg2kv', '');
+  return until;
+end
+$$;
+comment on function pg2kv.approve_deletes(text, interval) is
+  'Lets the daemon delete any number of keys of a sync from KV for a while; returns until when';
+
 create or replace function pg2kv.watch(relation regclass, sync text, key text[], columns text[] default null)
   returns text
   language plpgsql
@@ -637,13 +672,13 @@ revoke all on all tables in schema pg2kv from public;
 revoke all on all functions in schema pg2kv from public;
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
-grant select, update (backfilled_at) on pg2kv.sync to pg2kv_daemon;
+grant select, update (backfilled_at, keys_estimate) on pg2kv.sync to pg2kv_daemon;
 grant select, insert, delete on pg2kv.outbox to pg2kv_daemon;
 grant select, insert, update, delete
   on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.lease to pg2kv_daemon;
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
-grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.trigger_faults(text),
-  pg2kv.tables_of(regclass) to pg2kv_daemon;
+grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),
+  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass) to pg2kv_daemon;
 
 commit;

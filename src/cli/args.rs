@@ -89,6 +89,15 @@ pub(super) enum Command {
         command: DeadLettersCommand,
     },
 
+    /// Let a mass delete go that the brake holds
+    ///
+    /// Until the time is over, any number of keys of the sync may be deleted from KV. /readyz of
+    /// the daemon says what is held; writes go on meanwhile.
+    #[command(
+        after_help = "Examples:\n  pg2kv approve-deletes users\n  pg2kv approve-deletes users --for 10m --dry-run"
+    )]
+    ApproveDeletes(ApproveDeletesArgs),
+
     /// Run a local server that speaks the Workers KV REST API
     ///
     /// With the limits of the real one. For development and tests; in memory unless --data-dir is
@@ -269,6 +278,21 @@ pub(super) struct LettersDropArgs {
     pub(super) yes: bool,
 
     /// Say how many are meant and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ApproveDeletesArgs {
+    /// Name of the sync
+    #[arg(value_name = "SYNC")]
+    pub(super) sync: String,
+
+    /// How long; 0s takes an approval back
+    #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub(super) time: Duration,
+
+    /// Say what would be approved and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
 }

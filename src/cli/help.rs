@@ -16,7 +16,14 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Set up", &["check", "sql", "install", "config"]),
     (
         "Operate",
-        &["run", "status", "resync", "verify", "dead-letters"],
+        &[
+            "run",
+            "status",
+            "resync",
+            "verify",
+            "dead-letters",
+            "approve-deletes",
+        ],
     ),
     ("Try out", &["demo", "emulator"]),
     ("About", &["version"]),
@@ -68,7 +75,7 @@ fn verbs(command: &clap::Command) -> String {
                 .find_subcommand(name)
                 .and_then(|verb| verb.get_about());
             let about = about.map(ToString::to_string).unwrap_or_default();
-            let _ = writeln!(text, "  {VERB}{name:<13}{VERB:#} {about}");
+            let _ = writeln!(text, "  {VERB}{name:<15}{VERB:#} {about}");
         }
     }
     text

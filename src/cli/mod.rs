@@ -73,6 +73,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Resync(args) => status::resync(&files, &args).await,
         Command::Verify(args) => verify::execute(&files, &args).await,
         Command::DeadLetters { command } => dead_letters::execute(&files, &command).await,
+        Command::ApproveDeletes(args) => status::approve_deletes(&files, &args).await,
         Command::Emulator(args) => emulator::execute(args).await,
         Command::Demo(args) => demo::execute(args).await,
         Command::Config {

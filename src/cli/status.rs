@@ -1,4 +1,4 @@
-//! `pg2kv status` and `pg2kv resync`: what stands in the database.
+//! `pg2kv status`, `pg2kv resync` and `pg2kv approve-deletes`: what stands in the database.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::args::{ResyncArgs, StatusArgs};
+use super::args::{ApproveDeletesArgs, ResyncArgs, StatusArgs};
 use super::output::{BAD, DOUBT, Failure, GOOD, age, write_table};
 use crate::config;
 use crate::source::admin::{Admin, Leader, Status, SyncStatus};
@@ -37,6 +37,31 @@ pub(super) async fn resync(files: &[PathBuf], args: &ResyncArgs) -> Result<ExitC
          it is",
         args.sync
     )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn approve_deletes(
+    files: &[PathBuf],
+    args: &ApproveDeletesArgs,
+) -> Result<ExitCode, Failure> {
+    let config = config::load_database(files, std::env::vars_os())?;
+    let until = Admin::connect(&config.source_settings())
+        .await?
+        .approve_deletes(&args.sync, args.time, args.dry_run)
+        .await?;
+    let (sync, mut out) = (&args.sync, anstream::stdout());
+    if args.dry_run {
+        writeln!(
+            out,
+            "would let any number of keys of {sync} be deleted from KV until {until}; nothing was \
+             changed"
+        )?;
+    } else {
+        writeln!(
+            out,
+            "{GOOD}ok{GOOD:#}  any number of keys of {sync} may be deleted from KV until {until}"
+        )?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -78,6 +78,11 @@ impl Config {
             fetch_max: FETCH_MAX,
             grace: self.shutdown.grace,
             seen_max: SEEN_MAX,
+            brake: relay::brake::Settings {
+                share: self.brake.share,
+                count: self.brake.count,
+                window: self.brake.window,
+            },
         }
     }
 

@@ -56,6 +56,8 @@ pub struct Config {
     pub retry: Retry,
     /// `[backfill]`
     pub backfill: Backfill,
+    /// `[brake]`
+    pub brake: Brake,
     /// `[shutdown]`
     pub shutdown: Shutdown,
     /// `[ops]`
@@ -184,6 +186,17 @@ pub struct Retry {
 pub struct Backfill {
     /// Keys read in one go.
     pub chunk: usize,
+}
+
+/// `[brake]`: when deletes of a sync are held until somebody approves.
+#[derive(Clone, Debug)]
+pub struct Brake {
+    /// Once they would pass this share of its keys …
+    pub share: f64,
+    /// … and this number, 0 being never …
+    pub count: u64,
+    /// … within this time.
+    pub window: Duration,
 }
 
 /// `[shutdown]`: what SIGTERM leads to.
@@ -329,6 +342,7 @@ struct Draft {
     lease: Option<Lease>,
     retry: Option<Retry>,
     backfill: Option<Backfill>,
+    brake: Option<Brake>,
     shutdown: Option<Shutdown>,
     ops: Option<Ops>,
     log: Option<Log>,
@@ -345,6 +359,7 @@ impl Draft {
             lease: self.lease?,
             retry: self.retry?,
             backfill: self.backfill?,
+            brake: self.brake?,
             shutdown: self.shutdown?,
             ops: self.ops?,
             log: self.log?,
@@ -373,6 +388,7 @@ fn read(
     let lease = sections::lease(&mut reader);
     let retry = sections::retry(&mut reader, kv.as_ref());
     let backfill = sections::backfill(&mut reader);
+    let brake = sections::brake(&mut reader);
     let shutdown = sections::shutdown(&mut reader);
     let ops = sections::ops(&mut reader);
     let log = sections::log(&mut reader);
@@ -386,6 +402,7 @@ fn read(
         lease,
         retry,
         backfill,
+        brake,
         shutdown,
         ops,
         log,

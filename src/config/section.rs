@@ -258,6 +258,43 @@ impl<'r, 's> Section<'r, 's> {
         None
     }
 
+    /// A share of a whole, from 0 to 1.
+    pub(super) fn share(&mut self, key: &'static str, default: f64) -> Option<f64> {
+        const EXPECTS: &str = "a number from 0 to 1";
+        let (number, origin) = match self.take(key) {
+            None => {
+                self.enter_default(key, Some(Shown::Bare(default.to_string())));
+                return Some(default);
+            }
+            Some((ValueKind::Float(number), origin)) => (Ok(number), origin),
+            Some((ValueKind::I64(number @ (0 | 1)), origin)) => (Ok(number as f64), origin),
+            // A variable is always text.
+            Some((ValueKind::String(text), origin @ Origin::Variable(_))) => {
+                (text.trim().parse::<f64>().map_err(|_| text), origin)
+            }
+            Some((found, origin)) => {
+                self.wrong_type(key, &found, origin, EXPECTS);
+                return None;
+            }
+        };
+        let shown = match &number {
+            Ok(number) => Shown::Bare(number.to_string()),
+            Err(text) => Shown::Text(text.clone()),
+        };
+        self.enter(key, shown.clone(), origin);
+        match number {
+            Ok(number) if (0.0..=1.0).contains(&number) => Some(number),
+            _ => {
+                let complaint = Complaint::new(
+                    format!("= {shown} is not {EXPECTS}"),
+                    "write a share such as 0.3, which is 30 %",
+                );
+                self.problem(key, complaint);
+                None
+            }
+        }
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> Option<bool> {
         let (value, origin) = match self.take(key) {

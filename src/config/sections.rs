@@ -11,7 +11,7 @@ use super::problem::{Complaint, Scope};
 use super::reader::Reader;
 use super::secrets::FoundSecret;
 use super::section::Section;
-use super::{Backfill, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Shutdown};
+use super::{Backfill, Brake, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Shutdown};
 use crate::change::{KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS};
 use crate::sink::setup::{CLOUDFLARE_API_BASE_URL, NamespaceId, base_url};
 use crate::sink::token::TokenSource;
@@ -319,6 +319,18 @@ pub(super) fn backfill(reader: &mut Reader<'_>) -> Option<Backfill> {
         .section("backfill")
         .number("chunk", 5_000_usize, 1..=100_000);
     Some(Backfill { chunk: chunk? })
+}
+
+pub(super) fn brake(reader: &mut Reader<'_>) -> Option<Brake> {
+    let mut section = reader.section("brake");
+    let share = section.share("share", 0.3);
+    let count = section.number("count", 1_000_u64, 0..=1_000_000_000);
+    let window = section.duration("window", "10m", SECOND..=24 * HOUR);
+    Some(Brake {
+        share: share?,
+        count: count?,
+        window: window?,
+    })
 }
 
 pub(super) fn shutdown(reader: &mut Reader<'_>) -> Option<Shutdown> {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{SyncSpec, clock};
-use crate::change::{Answer, Epoch, NotSentReason, Outcome, SyncId};
+use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, SyncId};
 use crate::document;
 use crate::ledger::{Failure, FailureKind};
 use crate::relay::{Campaigned, Effect, Event, Recovered, SweepFailure, Swept};
@@ -31,8 +31,8 @@ pub(super) enum Done {
         leadership: Option<Box<Leadership>>,
         campaigned: Campaigned,
     },
-    /// Gauges of the ledger.
-    Gauges(Gauges),
+    /// Gauges of the ledger, and when it was asked.
+    Gauges(Mono, Gauges),
     /// Nothing came of it, and nothing follows.
     Nothing,
 }
@@ -298,8 +298,9 @@ pub(super) async fn examine(leader: Leader) -> Done {
 }
 
 pub(super) async fn gauges(leader: Leader) -> Done {
+    let began = clock::now();
     match leader.session.gauges().await {
-        Ok(gauges) => Done::Gauges(gauges),
+        Ok(gauges) => Done::Gauges(began, gauges),
         Err(error) => {
             tracing::debug!(%error, "the gauges of the ledger could not be read");
             Done::Nothing
@@ -322,5 +323,6 @@ fn recovered_of(found: source::session::Recovered) -> Recovered {
         backfills: found.backfills,
         dead: found.dead,
         new_syncs: found.new_syncs,
+        deletes: found.deletes,
     }
 }

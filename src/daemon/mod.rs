@@ -191,6 +191,10 @@ impl Daemon {
     }
 
     fn handle(&mut self, event: Event) {
+        if matches!(event, Event::Rung) && self.holds_deletes() {
+            // It may be a person who approves of them.
+            self.read_gauges();
+        }
         let before = self.relay.phase();
         let out = self.relay.handle(clock::now(), event);
         let mut news = false;
@@ -265,8 +269,10 @@ impl Daemon {
                 self.read_gauges();
                 self.examine();
             }
-            Ok(Done::Gauges(gauges)) => {
+            Ok(Done::Gauges(at, gauges)) => {
                 self.teller.tell_gauges(&gauges);
+                let facts = gauges.deletes.clone();
+                self.handle(Event::DeletesAsked { at, facts });
                 self.report
                     .send_modify(|report| report.gauges = Some(gauges));
             }
@@ -306,6 +312,13 @@ impl Daemon {
         }
     }
 
+    /// Whether the last report says that deletes of a sync are held.
+    fn holds_deletes(&self) -> bool {
+        let report = self.report.borrow();
+        let mut syncs = report.status.syncs.iter();
+        syncs.any(|sync| sync.deletes_held.is_some())
+    }
+
     fn reload_token(&mut self) {
         match self.world.kv.reload_token() {
             TokenReload::Changed => {
@@ -326,6 +339,8 @@ fn is_news(notice: &Notice) -> bool {
             | Notice::Faulty { .. }
             | Notice::Mended { .. }
             | Notice::Resumed { .. }
+            | Notice::DeletesHeld { .. }
+            | Notice::DeletesResumed { .. }
             | Notice::Blocked { .. }
             | Notice::Unblocked
             | Notice::BackfillStarted { .. }

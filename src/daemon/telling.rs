@@ -51,6 +51,7 @@ impl Teller {
             }
             counter!(names::KEYS_UNCHANGED, "sync" => sync.clone()).absolute(0);
             counter!(names::BACKFILLS, "sync" => sync.clone()).absolute(0);
+            gauge!(names::DELETES_HELD, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
         }
@@ -201,6 +202,17 @@ impl Teller {
                 sync = self.name(sync),
                 "changes of this sync are recorded again; what was missed follows"
             ),
+            Notice::DeletesHeld { sync } => {
+                let sync = self.name(sync);
+                warn!(
+                    hint =
+                        format!("`pg2kv approve-deletes {sync}` lets them go; /readyz says more"),
+                    sync, "deletes on hold: too many in too short a time; writes go on"
+                );
+            }
+            Notice::DeletesResumed { sync } => {
+                info!(sync = self.name(sync), "deletes are no longer on hold");
+            }
             Notice::Blocked {
                 reason,
                 pause,
@@ -256,6 +268,10 @@ impl Teller {
             }
             gauge!(names::TRIGGERS_FAULTY, "sync" => name.clone())
                 .set(f64::from(u8::from(sync.fault.is_some())));
+            let held = sync
+                .deletes_held
+                .map_or(0, |held| held.keys as u64 + held.ahead);
+            gauge!(names::DELETES_HELD, "sync" => name.clone()).set(held as f64);
             let running = sync.backfill.is_some();
             gauge!(names::BACKFILL_RUNNING, "sync" => name.clone())
                 .set(f64::from(u8::from(running)));

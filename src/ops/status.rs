@@ -44,7 +44,18 @@ struct SyncJson {
     hold: Option<HoldJson>,
     /// What is wrong with its triggers.
     triggers_error: Option<ErrorJson>,
+    deletes_held: Option<DeletesJson>,
     backfill: Option<BackfillJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeletesJson {
+    /// Keys that wait to be deleted.
+    keys: usize,
+    /// Orphans that the backfill is about to find in KV, about.
+    ahead: u64,
+    error: String,
+    hint: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,6 +112,15 @@ impl StatusJson {
                         error: fault.clone(),
                         hint: Some(Examined::HINT.to_owned()),
                     }),
+                    deletes_held: sync.deletes_held.map(|held| {
+                        let (error, hint) = held.told(name);
+                        DeletesJson {
+                            keys: held.keys,
+                            ahead: held.ahead,
+                            error,
+                            hint,
+                        }
+                    }),
                     backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
                         reason: backfill.reason.clone(),
                         phase: match backfill.phase {
@@ -149,6 +169,11 @@ pub(super) fn readiness(report: &Report) -> String {
         if let Some(fault) = &sync.fault {
             lines.push(format!("sync {name}: changes are not recorded: {fault}"));
             lines.push(format!("  help: {}", Examined::HINT));
+        }
+        if let Some(held) = &sync.deletes_held {
+            let (detail, hint) = held.told(name);
+            lines.push(format!("deletes of {name} on hold: {detail}; writes go on"));
+            lines.push(format!("  help: {hint}"));
         }
     }
     lines.push(String::new());

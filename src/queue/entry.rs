@@ -33,6 +33,10 @@ pub(super) struct Entry {
     /// First change of what is in flight or to be tried again.
     pub(super) waiting_since: Option<Mono>,
     pub(super) claim: Option<ClaimId>,
+    /// It waits for a person, so it has no time at which it is due.
+    pub(super) held: bool,
+    /// Its delete was let through, so a further try needs no other permission.
+    pub(super) may_delete: bool,
     pub(super) retry_at: Option<Mono>,
     pub(super) trouble: Option<Box<Trouble>>,
     pub(super) not_before: Mono,
@@ -53,7 +57,7 @@ impl Trouble {
 
 impl Entry {
     pub(super) fn is_idle(&self) -> bool {
-        !self.in_flight && self.dirty.is_none() && self.retry_at.is_none()
+        !self.in_flight && !self.held && self.dirty.is_none() && self.retry_at.is_none()
     }
 
     /// From then on the key is as if it had never been written.

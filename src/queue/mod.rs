@@ -10,6 +10,8 @@
 pub mod backoff;
 pub mod budget;
 mod entry;
+mod held;
+mod resolve;
 pub mod seen;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -86,6 +88,9 @@ pub enum Verdict {
         /// Earliest next try.
         at: Mono,
     },
+    /// It was not written, and waits under its claim: for a change, or for
+    /// [`Queue::release_held`].
+    Held,
 }
 
 /// A key that needs nothing more for now.
@@ -111,6 +116,8 @@ pub struct Queue {
     redundant: Vec<OutboxId>,
     in_flight: usize,
     in_doubt: usize,
+    /// Keys that wait for a person, by sync.
+    held: Vec<usize>,
 }
 
 impl Queue {
@@ -126,6 +133,7 @@ impl Queue {
             redundant: Vec::new(),
             in_flight: 0,
             in_doubt: 0,
+            held: vec![0; syncs],
         }
     }
 
@@ -140,8 +148,12 @@ impl Queue {
     }
 
     /// Distinct keys that may still be added.
+    ///
+    /// Keys that wait for a person take no room from the others, or these would wait too. That has
+    /// its limit: the queue holds twice `keys_max` at most.
     pub fn room(&self) -> usize {
-        self.settings.keys_max.saturating_sub(self.len())
+        let held = self.held.iter().sum::<usize>().min(self.settings.keys_max);
+        self.settings.keys_max.saturating_sub(self.len() - held)
     }
 
     /// Keys that are being written.
@@ -257,6 +269,7 @@ impl Queue {
             entry.due = None;
             entry.in_flight = true;
             entry.retry_at = None;
+            let was_held = std::mem::replace(&mut entry.held, false);
             let key = entry.key.clone();
             let dirty = entry.dirty.take();
             if let Some(dirty) = &dirty {
@@ -267,6 +280,7 @@ impl Queue {
                 );
             }
             self.in_flight += 1;
+            self.held[usize::from(sync.0)] -= usize::from(was_held);
             taken.push(Taken {
                 slot,
                 key,
@@ -280,11 +294,16 @@ impl Queue {
     /// by the outbox or a claim.
     ///
     /// A key that only waits out its interval is taken too, since what it was written for may be
-    /// older than the backfill; it must not be written before [`Queue::not_before`].
+    /// older than the backfill; it must not be written before [`Queue::not_before`]. So is one that
+    /// waits for a person: its rows may be there again.
     pub fn take_idle(&mut self, sync: SyncId, key: &Key) -> Option<Slot> {
         let slot = self.slot_of(sync, key.clone());
-        let entry = self.entry_mut(slot).filter(|entry| entry.is_idle())?;
+        let entry = self
+            .entry_mut(slot)
+            .filter(|entry| entry.held || entry.is_idle())
+            .filter(|entry| entry.due.is_none())?;
         entry.in_flight = true;
+        self.set_held(slot, false);
         self.in_flight += 1;
         Some(slot)
     }
@@ -362,85 +381,6 @@ impl Queue {
         self.entry(slot).map(|entry| &entry.key)
     }
 
-    /// Ends a try. `jitter` in `0.0..1.0` spreads the next one.
-    ///
-    /// Returns `None` where the key must be tried again.
-    pub fn resolve(
-        &mut self,
-        now: Mono,
-        slot: Slot,
-        verdict: Verdict,
-        jitter: f64,
-    ) -> Option<Resolved> {
-        let Settings {
-            key_interval,
-            backoff,
-            quiet,
-            leading,
-            ..
-        } = self.settings;
-        let repeats = if leading { quiet } else { Duration::ZERO };
-        let entry = self.entry_mut(slot)?;
-        if !std::mem::replace(&mut entry.in_flight, false) {
-            return None;
-        }
-        let doubt = entry
-            .trouble
-            .as_ref()
-            .and_then(|trouble| trouble.doubt_until);
-        let done = match verdict {
-            Verdict::Written { sent_at } => {
-                entry.not_before = now + key_interval;
-                entry.repeats_until = now + repeats;
-                // Sent before the window closed: an older write may still land over this one.
-                entry.retry_at = doubt.filter(|until| sent_at < *until);
-                entry.retry_at.is_none()
-            }
-            Verdict::Unchanged => {
-                entry.retry_at = doubt;
-                doubt.is_none()
-            }
-            Verdict::Dead => {
-                // A write in doubt may still land, over what the key is mended to meanwhile.
-                entry.retry_at = doubt.filter(|until| now < *until);
-                entry.retry_at.is_none()
-            }
-            Verdict::Doubt { until } => {
-                let trouble = entry
-                    .trouble
-                    .get_or_insert_with(|| Box::new(Trouble::new(backoff)));
-                let wait = trouble.backoff.next(jitter);
-                entry.retry_at = Some(now + wait);
-                // It may have been written just now.
-                entry.not_before = now + key_interval;
-                self.set_doubt(slot, Some(doubt.map_or(until, |before| before.max(until))));
-                false
-            }
-            Verdict::Again { at } => {
-                entry.retry_at = Some(at);
-                false
-            }
-        };
-        self.in_flight -= 1;
-        let entry = self.entry_mut(slot)?;
-        let outdated = std::mem::take(&mut entry.outdated);
-        if done && outdated {
-            entry.retry_at = Some(now);
-        }
-        let resolved = (done && !outdated).then(|| {
-            self.set_doubt(slot, None);
-            let entry = self.entry_mut(slot)?;
-            entry.trouble = None;
-            let since = entry.waiting_since.take();
-            Some(Resolved {
-                claim: entry.claim.take(),
-                waited: since.map(|since| now.since(since)),
-            })
-        });
-        self.put_down(slot, now);
-        resolved.flatten()
-    }
-
     /// Drops keys that were only held for their interval. Called before the queue is asked for work.
     pub fn cool(&mut self, now: Mono) {
         while let Some(&(until, slot)) = self.cooling.front() {
@@ -484,6 +424,8 @@ impl Queue {
             outdated: false,
             waiting_since: None,
             claim: None,
+            held: false,
+            may_delete: false,
             retry_at: None,
             trouble: None,
             not_before: Mono::ZERO,

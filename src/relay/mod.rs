@@ -10,6 +10,7 @@
 //! everything that must survive stands in Postgres.
 
 mod backfills;
+pub mod brake;
 mod holds;
 mod policy;
 mod protocol;
@@ -30,7 +31,7 @@ pub use self::protocol::{
     BatchId, Campaigned, Effect, Event, Notice, Output, Recovered, RequestId, SweepFailure, Swept,
     WakeCause,
 };
-pub use self::status::{Phase, Status, StatusBlock, StatusSync};
+pub use self::status::{Phase, Status, StatusBlock, StatusBrake, StatusSync};
 
 /// What the relay is told once. Everything has a limit.
 #[derive(Clone, Debug)]
@@ -69,6 +70,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Most keys whose last written content is remembered.
     pub seen_max: usize,
+    /// When deletes of a sync are held.
+    pub brake: brake::Settings,
 }
 
 /// Reason of the backfill that the ledger begins for each sync when the server is another one than

@@ -7,8 +7,8 @@ use crate::change::{
     Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId,
 };
 use crate::ledger::{
-    Backfill, BackfillStep, ClaimRequest, Examined, Failure, FetchMode, Fetched, SettleRequest,
-    Walked,
+    Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Failure, FetchMode, Fetched,
+    SettleRequest, Walked,
 };
 
 /// Number of a batch within a term.
@@ -48,6 +48,8 @@ pub struct Recovered {
     pub dead: Vec<(SyncId, u64)>,
     /// Syncs that were never backfilled.
     pub new_syncs: Vec<SyncId>,
+    /// What is known about deletes of the syncs.
+    pub deletes: Vec<DeleteFacts>,
 }
 
 /// One page of names in KV.
@@ -130,6 +132,13 @@ pub enum Event {
     },
     /// Somebody looked at the triggers of all syncs.
     Examined(Result<Vec<Examined>, Failure>),
+    /// The ledger was asked about deletes, at this moment.
+    DeletesAsked {
+        /// When.
+        at: Mono,
+        /// What it says.
+        facts: Vec<DeleteFacts>,
+    },
     /// The API token is another than before.
     TokenChanged,
     /// Finish what is in flight and stop.
@@ -315,6 +324,16 @@ pub enum Notice {
     },
     /// They are recorded again.
     Mended {
+        /// The sync.
+        sync: SyncId,
+    },
+    /// Deletes of a sync are held: they would be too many in too short a time.
+    DeletesHeld {
+        /// The sync.
+        sync: SyncId,
+    },
+    /// Deletes of a sync go again.
+    DeletesResumed {
         /// The sync.
         sync: SyncId,
     },

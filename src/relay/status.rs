@@ -77,6 +77,32 @@ pub struct StatusBlock {
     pub retry_in: Duration,
 }
 
+/// Why deletes of a sync are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusBrake {
+    /// Keys that wait to be deleted.
+    pub keys: usize,
+    /// Orphans that the backfill is about to find in KV, about.
+    pub ahead: u64,
+}
+
+impl StatusBrake {
+    /// What happened, and what a person can do about `sync`.
+    pub fn told(&self, sync: &str) -> (String, String) {
+        let keys = self.keys as u64 + self.ahead;
+        let about = if self.ahead > 0 { "about " } else { "" };
+        (
+            format!(
+                "{about}{keys} keys would be deleted from KV, more than [brake] allows at once"
+            ),
+            format!(
+                "if that is meant, run `pg2kv approve-deletes {sync}`; if not, put the rows back \
+                 and run `pg2kv resync {sync}`"
+            ),
+        )
+    }
+}
+
 /// One sync in [`Status`].
 #[derive(Clone, Debug)]
 pub struct StatusSync {
@@ -86,6 +112,8 @@ pub struct StatusSync {
     pub hold: Option<(HoldReason, String, String)>,
     /// Why its changes are not recorded.
     pub fault: Option<String>,
+    /// Its deletes, while they are held.
+    pub deletes_held: Option<StatusBrake>,
     /// Its backfill.
     pub backfill: Option<Backfill>,
 }

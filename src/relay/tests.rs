@@ -2,6 +2,7 @@
 
 mod answers;
 mod backfill;
+mod brake;
 mod capture;
 mod leadership;
 
@@ -51,6 +52,11 @@ fn settings() -> Settings {
         fetch_max: 1_000,
         grace: Duration::from_secs(20),
         seen_max: 1_000,
+        brake: super::brake::Settings {
+            share: 0.3,
+            count: 0,
+            window: Duration::from_secs(600),
+        },
     }
 }
 

@@ -3,6 +3,8 @@
 //! Unlike the rest of this room it shows the server's hints: what runs here is our own SQL, whose
 //! errors quote no rows. Details are dropped all the same.
 
+use std::time::Duration;
+
 use tokio_postgres::SimpleQueryMessage;
 
 use super::error::{Error, Kind, Place};
@@ -26,6 +28,10 @@ const STATUS: &str = "\
     select sync, relation, triggers, waiting, extract(epoch from oldest_wait)::float8,
       claims, dead_letters, backfill
     from pg2kv.status()";
+
+const APPROVE_DELETES: &str = "\
+    select to_char(pg2kv.approve_deletes($1, make_interval(secs => $2)) at time zone 'UTC',
+      'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
 
 /// What stands in the database.
 #[derive(Clone, Debug)]
@@ -115,6 +121,33 @@ impl Admin {
         };
         recover::require_schema(&self.settings, &self.link).await?;
         self.link.within(&doing, 2, group).await
+    }
+
+    /// Lets any number of keys of a sync be deleted for a while; returns until when, RFC 3339. As a
+    /// rehearsal it changes nothing.
+    ///
+    /// # Errors
+    /// There is no such sync, or no schema.
+    pub async fn approve_deletes(
+        &self,
+        sync: &str,
+        time: Duration,
+        rehearsal: bool,
+    ) -> Result<String, Error> {
+        let doing = format!("approving deletes of {sync}");
+        let sql = self.settings.sql(APPROVE_DELETES);
+        let seconds = time.as_secs_f64();
+        let (client, told) = (self.link.client(), |error| told(&doing, error));
+        let group = async {
+            client.batch_execute("begin").await.map_err(told)?;
+            let row = client.query_one(&sql, &[&sync, &seconds]).await;
+            let end = if rehearsal { "rollback" } else { "commit" };
+            let until = row.map_err(told)?.get(0);
+            client.batch_execute(end).await.map_err(told)?;
+            Ok(until)
+        };
+        recover::require_schema(&self.settings, &self.link).await?;
+        self.link.within(&doing, 4, group).await
     }
 
     /// Reads who leads and what waits.

@@ -43,6 +43,7 @@ const CLAIM: &str = "\
         position = case when $5 = 'rows' then $6::text::jsonb else b.position end,
         cursor = case when $5 = 'rows' then b.cursor else $7::text end,
         done = coalesce($8::int8, b.done),
+        rows = case when $5 = 'enter' then $8 else b.rows end,
         updated_at = clock_timestamp()
       where b.sync = $3 and $5 in ('rows', 'keys', 'enter') and exists (select from fence)
     ),
@@ -57,7 +58,9 @@ const CLAIM: &str = "\
       where b.sync = $3 and $5 = 'done' and exists (select from fence)
     ),
     remembered as (
-      update pg2kv.sync as s set backfilled_at = clock_timestamp()
+      update pg2kv.sync as s set backfilled_at = clock_timestamp(),
+        keys_estimate = coalesce(
+          (select b.rows from pg2kv.backfill as b where b.sync = $3), s.keys_estimate)
       where s.name = $3 and $5 = 'done' and exists (select from fence)
         -- A fault of the triggers since it began: what it missed is still owed.
         and s.backfilled_at is distinct from '-infinity'

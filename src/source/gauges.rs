@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::ToSql;
 
+use super::deletes;
 use super::error::{Error, Place};
 use super::link::Link;
 use super::session::Gauges;
@@ -38,6 +39,7 @@ const DEAD: &str = "select sync, reason, count(*) from pg2kv.dead_letter group b
 pub(crate) struct Watch {
     numbers: String,
     dead: String,
+    deletes: String,
     oldest: AtomicI64,
 }
 
@@ -46,6 +48,7 @@ impl Watch {
         Self {
             numbers: settings.sql(NUMBERS),
             dead: settings.sql(DEAD),
+            deletes: settings.sql(deletes::FACTS),
             oldest: AtomicI64::new(0),
         }
     }
@@ -59,11 +62,14 @@ impl Watch {
         let client = link.client();
         let oldest = self.oldest.load(Ordering::Relaxed);
         let parameters: [&(dyn ToSql + Sync); 1] = [&oldest];
-        let (row, dead) = link
-            .call("counting for metrics", 4, Place::Own, async {
+        let unfiltered = deletes::unfiltered(syncs.values());
+        let asked: [&(dyn ToSql + Sync); 1] = [&unfiltered];
+        let (row, dead, deletes) = link
+            .call("counting for metrics", 6, Place::Own, async {
                 tokio::try_join!(
                     client.query_one(&self.numbers, &parameters),
-                    client.query(&self.dead, &[])
+                    client.query(&self.dead, &[]),
+                    client.query(&self.deletes, &asked)
                 )
             })
             .await?;
@@ -85,6 +91,7 @@ impl Watch {
             oldest_age: age(3),
             claims: count(4),
             notify_queue_usage: row.get(5),
+            deletes: deletes::facts(&deletes, |name| by_name.get(name).copied()),
             oldest_transaction_age: age(6),
             dead_letters: dead
                 .iter()

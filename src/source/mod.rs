@@ -17,6 +17,7 @@ pub mod admin;
 pub mod audit;
 mod check;
 mod claim;
+mod deletes;
 pub mod doorbell;
 pub mod error;
 mod frontier;

@@ -4,6 +4,9 @@
 
 use std::collections::HashMap;
 
+use tokio_postgres::types::ToSql;
+
+use super::deletes::{self, FACTS};
 use super::error::{Error, Kind, Place};
 use super::link::Link;
 use super::session::{Identity, Recovered};
@@ -37,7 +40,7 @@ const ADOPT: &str = "\
       select s.name, 'identity', 'rows' from fence, verdict, unnest($3::text[]) as s(name)
       where verdict.changed
       on conflict (sync) do update set reason = excluded.reason, phase = 'rows', position = null,
-        cursor = null, done = 0, started_at = clock_timestamp(), updated_at = clock_timestamp()
+        cursor = null, done = 0, rows = null, started_at = clock_timestamp(), updated_at = clock_timestamp()
     ),
     forgotten as (
       update pg2kv.sync set backfilled_at = null
@@ -99,14 +102,17 @@ pub(crate) async fn load(
         .collect();
     let (claims, backfills) = (settings.sql(CLAIMS), settings.sql(BACKFILLS));
     let (dead, new) = (settings.sql(DEAD), settings.sql(NEW));
+    let (facts, unfiltered) = (settings.sql(FACTS), deletes::unfiltered(syncs.iter()));
+    let unfiltered: [&(dyn ToSql + Sync); 1] = [&unfiltered];
     let client = link.client();
-    let (claims, backfills, dead, new) = link
-        .call(doing, 8, Place::Own, async {
+    let (claims, backfills, dead, new, facts) = link
+        .call(doing, 10, Place::Own, async {
             tokio::try_join!(
                 client.query(&claims, &[]),
                 client.query(&backfills, &[]),
                 client.query(&dead, &[]),
                 client.query(&new, &[]),
+                client.query(&facts, &unfiltered),
             )
         })
         .await?;
@@ -156,6 +162,7 @@ pub(crate) async fn load(
         identity,
         identity_changed,
         new_syncs: new.iter().filter_map(|row| sync_of(row.get(0))).collect(),
+        deletes: deletes::facts(&facts, sync_of),
     })
 }
 

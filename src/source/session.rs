@@ -23,7 +23,8 @@ use super::triggers::Examiner;
 use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
-    Backfill, BackfillStep, ClaimRequest, Examined, FetchMode, Fetched, SettleRequest, Walked,
+    Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, FetchMode, Fetched, SettleRequest,
+    Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -95,6 +96,8 @@ pub struct Recovered {
     pub identity_changed: bool,
     /// Configured, watched, and never walked to the end.
     pub new_syncs: Vec<SyncId>,
+    /// What is known about deletes of the watched syncs.
+    pub deletes: Vec<DeleteFacts>,
 }
 
 /// Which database this is: any change means that rows may have gone back in time.
@@ -123,6 +126,8 @@ pub struct Gauges {
     pub dead_letters: Vec<(SyncId, String, u64)>,
     /// Share of the server's notification queue that is full, 0 to 1.
     pub notify_queue_usage: f64,
+    /// What is known about deletes of the watched syncs.
+    pub deletes: Vec<DeleteFacts>,
     /// Age of the oldest open transaction that this role may see (all, with `pg_read_all_stats`).
     pub oldest_transaction_age: Option<Duration>,
 }

@@ -57,7 +57,7 @@ const START_BACKFILL: &str = "\
         where s.name = $2 and c.reltuples > 0 and c.relkind <> 'p')
       from fence
       on conflict (sync) do update set reason = excluded.reason, phase = 'rows', position = null,
-        cursor = null, done = 0, estimate = excluded.estimate,
+        cursor = null, done = 0, rows = null, estimate = excluded.estimate,
         started_at = clock_timestamp(), updated_at = clock_timestamp()
       returning estimate
     ),

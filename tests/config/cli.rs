@@ -28,24 +28,25 @@ Keeps Cloudflare Workers KV equal to what rows in Postgres say
 Usage: pg2kv [OPTIONS] <COMMAND>
 
 Set up:
-  check         Check configuration, database, triggers, token and namespaces
-  sql           Print the SQL that this configuration needs
-  install       Install schema and triggers, or bring them up to this configuration
-  config        Look at the configuration
+  check           Check configuration, database, triggers, token and namespaces
+  sql             Print the SQL that this configuration needs
+  install         Install schema and triggers, or bring them up to this configuration
+  config          Look at the configuration
 
 Operate:
-  run           Run the daemon
-  status        Show the leader, and each sync with what waits
-  resync        Write every document of a sync again
-  verify        Compare KV with Postgres, and have the daemon mend what drifted
-  dead-letters  Look at keys that KV cannot take, try them again, or drop them
+  run             Run the daemon
+  status          Show the leader, and each sync with what waits
+  resync          Write every document of a sync again
+  verify          Compare KV with Postgres, and have the daemon mend what drifted
+  dead-letters    Look at keys that KV cannot take, try them again, or drop them
+  approve-deletes Let a mass delete go that the brake holds
 
 Try out:
-  demo          Show it at work: a throw-away PostgreSQL, the emulator, the daemon, live changes
-  emulator      Run a local server that speaks the Workers KV REST API
+  demo            Show it at work: a throw-away PostgreSQL, the emulator, the daemon, live changes
+  emulator        Run a local server that speaks the Workers KV REST API
 
 About:
-  version       Print the version
+  version         Print the version
 
 Options:
 ";

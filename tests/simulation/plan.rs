@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pg2kv::queue;
 use pg2kv::queue::{backoff, budget};
-use pg2kv::relay::Settings;
+use pg2kv::relay::{Settings, brake};
 
 use super::mutants::Mutant;
 
@@ -71,6 +71,9 @@ impl Plan {
             Some(_) => false,
             None => rng.u32(..8) == 0,
         };
+        // Of its own, so that what else a seed does stays the same.
+        let mut brakes = fastrand::Rng::with_seed(rng.clone().u64(..));
+        let braked = !calm && brakes.u32(..4) == 0;
         let millis = |ms: u64| Duration::from_millis(ms);
         let pick = |rng: &mut fastrand::Rng, of: &[u64]| of[rng.usize(..of.len())];
         let scarce = aim == Some(Mutant::NoBudget) || (!calm && rng.u32(..12) == 0);
@@ -121,6 +124,11 @@ impl Plan {
             fetch_max: rng.usize(8..=40),
             grace: Duration::from_secs(8),
             seen_max: if rng.bool() { 1_000 } else { 4 },
+            brake: brake::Settings {
+                share: if brakes.bool() { 0.3 } else { 0.0 },
+                count: if braked { brakes.u64(1..=4) } else { 0 },
+                window: millis(5_000),
+            },
         };
         Self {
             settings,

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use pg2kv::change::{ClaimId, Epoch, Mono, OutboxId, SyncId};
-use pg2kv::ledger::{BackfillStep, ClaimRequest, Failure, FailureKind, FetchMode, SettleRequest};
+use pg2kv::ledger::{
+    BackfillStep, ClaimRequest, DeleteFacts, Failure, FailureKind, FetchMode, SettleRequest,
+};
 use pg2kv::relay::{BatchId, Campaigned, Effect, Event, Recovered, SweepFailure};
 
 use super::checks::Checked;
@@ -15,6 +17,8 @@ use super::world::{What, World, failure};
 
 /// Names in one page of a list.
 pub(super) const LIST_PAGE: usize = 5;
+/// How long an approval of deletes lasts.
+const APPROVAL: Duration = Duration::from_secs(10);
 /// A statement of the daemon gives up after this long.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -268,6 +272,10 @@ impl World {
                     from,
                     Event::Heartbeat(result.map(|()| began).map_err(failure)),
                 );
+                if self.plan.settings.brake.count > 0 {
+                    let (at, facts) = (self.now, self.delete_facts());
+                    self.deliver(from, Event::DeletesAsked { at, facts });
+                }
             }
             Job::SetBell { limit } => {
                 let until = self.now + self.plan.settings.poll_interval * 2;
@@ -506,6 +514,7 @@ impl World {
                     backfills,
                     dead,
                     new_syncs,
+                    deletes: self.delete_facts(),
                 };
                 Campaigned::Elected {
                     epoch: Epoch(epoch),
@@ -515,6 +524,19 @@ impl World {
             }
         };
         self.deliver(from, Event::Campaigned(campaigned));
+    }
+
+    /// A person approves of deletes now and then, and of all of them in the end.
+    fn delete_facts(&mut self) -> Vec<DeleteFacts> {
+        let braked = self.plan.settings.brake.count > 0;
+        let approved = braked && (self.healed || self.rng.u32(..10) == 0);
+        (0..self.syncs())
+            .map(|sync| DeleteFacts {
+                sync: sync_id(sync),
+                keys: Some(self.plan.keys as u64),
+                approved_for: approved.then_some(APPROVAL),
+            })
+            .collect()
     }
 
     /// The server heard of the leader: it waits a ttl from now.

@@ -352,7 +352,10 @@ impl World {
         let Some(relay) = &mut state.relay else {
             return Ok(());
         };
-        let held = relay.status(now).queue_keys;
+        let status = relay.status(now);
+        let braked = status.syncs.iter().filter_map(|sync| sync.deletes_held);
+        let bound = bound + braked.map(|held| held.keys).sum::<usize>();
+        let held = status.queue_keys;
         if held > bound {
             return Err(format!(
                 "process {process} holds {held} keys, more than {bound}"

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::deletes::Deletion;
 use super::prepare::Item;
 use super::settle::Fate;
 use super::{Shared, Term};
@@ -44,7 +45,7 @@ impl Term {
     ) {
         let mut unchanged = 0;
         let mut puts: Vec<(Slot, Document)> = Vec::new();
-        let mut deletes: Vec<(Slot, KvName)> = Vec::new();
+        let mut deletes: Vec<Deletion> = Vec::new();
         let mut rendered = rendered.into_iter();
         for item in items {
             let slot = item.slot;
@@ -90,8 +91,15 @@ impl Term {
                 continue;
             }
             match names_it {
-                Sendable::Put(document) => puts.push((slot, document)),
-                Sendable::Delete(name) => deletes.push((slot, name)),
+                Sendable::Put(document) => {
+                    self.queue.let_delete(slot, false);
+                    puts.push((slot, document));
+                }
+                Sendable::Delete(name) => deletes.push(Deletion {
+                    slot,
+                    name,
+                    listed: listed.is_some(),
+                }),
             }
         }
         if unchanged > 0 {
@@ -115,7 +123,7 @@ impl Term {
             part.1.push(document);
         }
         self.send(shared, now, sync, part.0, Batch::Put(part.1));
-        let (slots, names) = deletes.into_iter().unzip();
+        let (slots, names) = self.braked(shared, now, sync, deletes);
         self.send(shared, now, sync, slots, Batch::Delete(names));
     }
 

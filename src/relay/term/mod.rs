@@ -4,6 +4,7 @@
 //! whatever may start now; both are called for each event, so `drive` must find nothing to do twice.
 
 mod capture;
+mod deletes;
 mod deliver;
 mod prepare;
 mod settle;
@@ -16,10 +17,11 @@ use self::deliver::Sent;
 use self::prepare::{Item, Preparing};
 use self::settle::Settlement;
 use super::backfills::{self, Walk};
+use super::brake::Brake;
 use super::holds::{BlockReason, Gate, HoldReason};
 use super::{
     BatchId, Effect, Event, IDENTITY_CHANGED, Notice, Output, Recovered, RequestId, Settings,
-    Status, StatusBlock, StatusSync,
+    Status, StatusBlock, StatusBrake, StatusSync,
 };
 use crate::change::{ClaimId, Epoch, Mono, SyncId};
 use crate::ledger::{Failure, FailureKind};
@@ -91,6 +93,7 @@ struct Lease {
 #[derive(Debug)]
 struct Sync {
     gate: Gate<HoldReason>,
+    brake: Brake,
     rejected_in_a_row: u32,
     /// When its namespace was last found gone, until it is there again.
     lost_at: Option<Mono>,
@@ -132,6 +135,7 @@ impl Term {
             syncs: (0..count)
                 .map(|_| Sync {
                     gate: Gate::new(settings.backoff),
+                    brake: Brake::new(settings.brake),
                     rejected_in_a_row: 0,
                     lost_at: None,
                     may_have_dead_letters: false,
@@ -146,6 +150,10 @@ impl Term {
             next_id: 0,
             draining: None,
         };
+        for facts in &recovered.deletes {
+            let brake = &mut term.syncs[usize::from(facts.sync.0)].brake;
+            brake.learn(now, began, facts);
+        }
         term.recover(settings, now, recovered, out);
         term
     }
@@ -189,6 +197,7 @@ impl Term {
                 sync: backfill.sync,
                 reason: format!("{} (resumed)", backfill.reason),
             });
+            self.foresee_resumed(now, &backfill, out);
             backfills::of(&mut self.walks, backfill.sync).resume(backfill);
         }
     }
@@ -252,6 +261,10 @@ impl Term {
                 self.examined(shared, result);
                 Ok(())
             }
+            Event::DeletesAsked { at, facts } => {
+                self.deletes_asked(shared, now, at, &facts);
+                Ok(())
+            }
             Event::TokenChanged => {
                 if self
                     .sending
@@ -283,6 +296,7 @@ impl Term {
             shared.emit(Effect::Heartbeat(self.epoch));
         }
         self.queue.cool(now);
+        self.drive_brakes(shared);
         self.drive_settle(shared, now);
         if let Some(until) = self.draining {
             let idle = self.batches.is_empty() && self.requests.is_empty() && self.settle.is_idle();
@@ -350,6 +364,10 @@ impl Term {
                     (reason, detail.to_owned(), reason.hint().to_owned())
                 }),
                 fault: sync.fault.clone(),
+                deletes_held: sync.brake.is_closed().then(|| StatusBrake {
+                    keys: self.queue.held(sync_id(index)),
+                    ahead: sync.brake.ahead(),
+                }),
                 backfill: walk.current().cloned(),
             })
             .collect();

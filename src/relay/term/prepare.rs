@@ -96,7 +96,7 @@ impl Term {
                 let walk = &self.walks[index];
                 let room = walk.wants_start() || self.queue.room() >= settings.backfill_chunk;
                 let walk = walks_from
-                    .filter(|_| walk.has_work() && room)
+                    .filter(|_| walk.has_work() && room && !self.sweep_is_held(index))
                     .map(|from| walk.not_before().max(from));
                 let halves = self.halves.iter().any(|(of, _)| *of == sync).then_some(now);
                 let due = self
@@ -223,7 +223,7 @@ impl Term {
                 }
             }
             if let Some(step) = step {
-                self.step_done(shared, sync, step);
+                self.step_done(shared, now, sync, step);
             }
         } else if claims {
             return self.not_claimed(shared, now, sync, items, step.is_some(), read);

@@ -83,6 +83,7 @@ impl Term {
     /// Whether the walk of a sync could take its next step, were sending free.
     pub(super) fn walk_is_ready(&self, chunk: usize, index: usize, now: Mono) -> bool {
         self.walks[index].has_work()
+            && !self.sweep_is_held(index)
             && self.walks[index].not_before() <= now
             && self.queue.room() >= chunk
     }
@@ -208,7 +209,7 @@ impl Term {
     ) -> Result<(), Failure> {
         match result {
             Ok(step) => {
-                self.step_done(shared, sync, step);
+                self.step_done(shared, now, sync, step);
                 Ok(())
             }
             Err(failure) => self.walk_failed(shared, now, sync, failure),
@@ -216,8 +217,18 @@ impl Term {
     }
 
     /// The ledger has the step.
-    pub(super) fn step_done(&mut self, shared: &mut Shared<'_>, sync: SyncId, step: BackfillStep) {
+    pub(super) fn step_done(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        step: BackfillStep,
+    ) {
+        if let BackfillStep::EnterKeys { done } = step {
+            self.foresee(shared, now, sync, done);
+        }
         if let Some((done, foreign)) = backfills::of(&mut self.walks, sync).advanced(step) {
+            self.syncs[usize::from(sync.0)].brake.swept();
             shared.tell(Notice::BackfillDone {
                 sync,
                 done,

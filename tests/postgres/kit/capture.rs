@@ -425,6 +425,7 @@ async fn the_bell_rings_only_for_a_sleeper(server: Server) {
             ("delete from t", rings),
             ("truncate t", rings),
             ("select pg2kv.resync('s')", rings),
+            ("select pg2kv.approve_deletes('s')", true),
         ] {
             run(&admin, sql).await;
             run(&admin, "notify marker").await;

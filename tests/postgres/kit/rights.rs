@@ -64,6 +64,7 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         "with c as (insert into pg2kv.claim (epoch, sync, keys) values (1, 't', '{}') returning id)
          delete from pg2kv.claim where id = (select id from c)",
         "select * from pg2kv.status(); select pg2kv.resync('t'); listen pg2kv",
+        "update pg2kv.sync set keys_estimate = 7; select pg2kv.approve_deletes('t', '1 minute')",
     ] {
         assert!(allowed(&admin, "pg2kv_daemon", sql).await, "{sql}");
     }
@@ -77,6 +78,7 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         "update pg2kv.outbox set key = null",
         "truncate pg2kv.outbox",
         "update pg2kv.sync set columns = null",
+        "update pg2kv.sync set deletes_approved_until = 'infinity'",
         "select nextval('pg2kv.outbox_id_seq')",
         "select pg2kv.watch('app.t', 't', '{id}')",
         "select pg2kv.unwatch('t')",
@@ -119,6 +121,7 @@ async fn writers_need_no_rights_and_get_none(server: Server) {
         "insert into pg2kv.outbox (sync) values ('t')",
         "select * from pg2kv.status()",
         "select pg2kv.resync('t')",
+        "select pg2kv.approve_deletes('t')",
         "select last_value from pg2kv.bell",
     ] {
         assert_eq!(refusal(&client, sql).await.code().code(), "42501", "{sql}");
@@ -132,7 +135,10 @@ async fn writers_need_no_rights_and_get_none(server: Server) {
     assert_eq!(text(&admin, &open).await, "null");
     let definers = "select string_agg(proname, ' ' order by proname) from pg_proc
                     where pronamespace = 'pg2kv'::regnamespace and prosecdef";
-    assert_eq!(text(&admin, definers).await, "capture_t resync status");
+    assert_eq!(
+        text(&admin, definers).await,
+        "approve_deletes capture_t resync status"
+    );
     let search_paths = "select string_agg(proname, ' ') from pg_proc
         where pronamespace = 'pg2kv'::regnamespace
           and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)";

@@ -1,0 +1,61 @@
+//! What the ledger knows about deletes of a sync: how many keys it has, and whether a person approved.
+//!
+//! Owns one query, asked at the start of a session and then with the gauges.
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+
+use super::SyncSource;
+use crate::change::SyncId;
+use crate::ledger::DeleteFacts;
+
+/// A backfill counts the keys exactly; in between, the number grows with the statistics of the table
+/// and never falls: a TRUNCATE resets them at once. With a filter the rows of a table say nothing
+/// about the number of keys, so `$1`, the syncs without one, are the only ones to grow. They are
+/// stored in steps, not with each estimate.
+pub(crate) const FACTS: &str = "\
+    with grown as (
+      update pg2kv.sync as s set keys_estimate = n.rows
+      from (
+        select s.name, sum(c.reltuples)::int8 as rows from pg2kv.sync as s
+        cross join lateral (
+          select s.relation::oid as oid
+          union select p.relid::oid from pg_partition_tree(s.relation) as p where p.isleaf
+        ) as r
+        join pg_class as c on c.oid = r.oid
+        where s.name = any($1::text[]) and c.reltuples > 0 and c.relkind <> 'p'
+        group by s.name
+      ) as n
+      where s.name = n.name and n.rows > s.keys_estimate * 1.1
+      returning s.name, s.keys_estimate
+    )
+    select s.name, coalesce(g.keys_estimate, s.keys_estimate),
+      extract(epoch from s.deletes_approved_until - clock_timestamp())::float8
+    from pg2kv.sync as s left join grown as g on g.name = s.name";
+
+/// Names of the syncs whose keys are all rows of their tables.
+pub(crate) fn unfiltered<'a>(syncs: impl Iterator<Item = &'a SyncSource>) -> Vec<&'a str> {
+    syncs
+        .filter(|sync| sync.filter.is_none())
+        .map(|sync| sync.name.as_str())
+        .collect()
+}
+
+/// The facts of the syncs that are configured.
+pub(crate) fn facts(rows: &[Row], sync_of: impl Fn(&str) -> Option<SyncId>) -> Vec<DeleteFacts> {
+    rows.iter()
+        .filter_map(|row| {
+            Some(DeleteFacts {
+                sync: sync_of(row.get(0))?,
+                keys: row
+                    .get::<_, Option<i64>>(1)
+                    .and_then(|keys| u64::try_from(keys).ok()),
+                // What is over has no such span.
+                approved_for: row
+                    .get::<_, Option<f64>>(2)
+                    .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            })
+        })
+        .collect()
+}
