@@ -165,15 +165,16 @@ async fn a_fetch_costs_the_same_whatever_is_dead() {
             break;
         }
     }
-    // A session reports what it read about once a second, when a statement ends. So: fetch until a
-    // report comes, count the fetches until the next one.
+    // A session reports what it read about once a second, when a statement ends, and others report
+    // late what they did before. So: fetch from one report to the next, a few times; the cheapest
+    // stretch has nothing but fetches in it, and wading through the dead would show in each.
     let blocks = "select sum(idx_blks_hit + idx_blks_read + heap_blks_hit + heap_blks_read)::int8 \
                   from pg_statio_all_tables where relid = 'pg2kv.outbox'::regclass";
-    let mut reports = Vec::new();
-    for _ in 0..2 {
+    let mut cheapest = i64::MAX;
+    for stretch in 0..5 {
         let before = bench.number(blocks).await;
         let mut fetches = 0;
-        let report = super::soon(async {
+        let after = super::soon(async {
             loop {
                 leader.fetch(Awake).await;
                 fetches += 1;
@@ -184,15 +185,14 @@ async fn a_fetch_costs_the_same_whatever_is_dead() {
             }
         })
         .await;
-        reports.push((fetches, report));
+        // The first one may begin in the middle.
+        if stretch > 0 {
+            cheapest = cheapest.min((after - before) / fetches);
+        }
     }
-    let [(_, before), (fetches, after)] = reports[..] else {
-        unreachable!()
-    };
-    let each = (after - before) / fetches;
     assert!(
-        each <= BLOCKS_PER_FETCH,
-        "{each} blocks for each of {fetches} fetches"
+        cheapest <= BLOCKS_PER_FETCH,
+        "{cheapest} blocks for each fetch"
     );
     open.batch_execute("commit").await.unwrap();
     assert_eq!(texts(&leader.fetch(Awake).await.changes), ["[2]"]);
