@@ -5,10 +5,19 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use super::{DOCS, world};
+use super::{DOCS, PLAN};
 use crate::support::process;
 use crate::support::wait;
-use crate::support::world::NAMESPACE;
+use crate::support::world::{NAMESPACE, Plan, World};
+
+/// With the brake as it is by default; the other tests have it off.
+async fn world() -> World {
+    World::start(Plan {
+        settings: &[("brake.count", "1000")],
+        ..PLAN
+    })
+    .await
+}
 
 async fn approve(config: &Path, arguments: &[&str]) -> Output {
     process::command()
