@@ -9,6 +9,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use config::{Map, Value, ValueKind};
@@ -24,6 +25,16 @@ pub(super) struct Section<'r, 's> {
     table: Map<String, Value>,
     /// Keys that took their value from a variable that other tools know.
     stand_ins: Vec<(&'static str, &'static str)>,
+}
+
+/// What [`Section::plain`] found.
+enum Plain<N> {
+    /// Nothing: the default holds.
+    Default,
+    /// No number at all, which is recorded as a problem.
+    Wrong,
+    /// A number, or the text of a variable that is none, and how to show it.
+    Given(Result<N, String>, Shown),
 }
 
 impl<'r, 's> Section<'r, 's> {
@@ -228,26 +239,14 @@ impl<'r, 's> Section<'r, 's> {
         T: Copy + Display + PartialOrd + TryFrom<i64>,
     {
         const EXPECTS: &str = "a whole number";
-        let (number, origin) = match self.take(key) {
-            None => {
-                self.enter_default(key, Some(Shown::Bare(default.to_string())));
-                return Some(default);
-            }
-            Some((ValueKind::I64(number), origin)) => (Ok(number), origin),
-            // A variable is always text.
-            Some((ValueKind::String(text), origin @ Origin::Variable(_))) => {
-                (text.trim().parse::<i64>().map_err(|_| text), origin)
-            }
-            Some((found, origin)) => {
-                self.wrong_type(key, &found, origin, EXPECTS);
-                return None;
-            }
+        let (number, shown) = match self.plain(key, default, EXPECTS, |found| match found {
+            ValueKind::I64(number) => Some(*number),
+            _ => None,
+        }) {
+            Plain::Default => return Some(default),
+            Plain::Wrong => return None,
+            Plain::Given(number, shown) => (number, shown),
         };
-        let shown = match &number {
-            Ok(number) => Shown::Bare(number.to_string()),
-            Err(text) => Shown::Text(text.clone()),
-        };
-        self.enter(key, shown.clone(), origin);
         let checked = match number.map(T::try_from) {
             Ok(Ok(number)) if range.contains(&number) => return Some(number),
             Err(_) => format!("= {shown} is not {EXPECTS}"),
@@ -258,23 +257,27 @@ impl<'r, 's> Section<'r, 's> {
         None
     }
 
-    /// A share of a whole, from 0 to 1.
-    pub(super) fn share(&mut self, key: &'static str, default: f64) -> Option<f64> {
-        const EXPECTS: &str = "a number from 0 to 1";
-        let (number, origin) = match self.take(key) {
-            None => {
-                self.enter_default(key, Some(Shown::Bare(default.to_string())));
-                return Some(default);
+    /// A number as it was written, entered among the values in force. A variable is always text, so
+    /// there its text is parsed, and kept where it is no number.
+    fn plain<N: FromStr + Display>(
+        &mut self,
+        key: &'static str,
+        default: impl Display,
+        expects: &str,
+        read: impl Fn(&ValueKind) -> Option<N>,
+    ) -> Plain<N> {
+        let Some((found, origin)) = self.take(key) else {
+            self.enter_default(key, Some(Shown::Bare(default.to_string())));
+            return Plain::Default;
+        };
+        let number = match (read(&found), found, &origin) {
+            (Some(number), ..) => Ok(number),
+            (None, ValueKind::String(text), Origin::Variable(_)) => {
+                text.trim().parse().map_err(|_| text)
             }
-            Some((ValueKind::Float(number), origin)) => (Ok(number), origin),
-            Some((ValueKind::I64(number @ (0 | 1)), origin)) => (Ok(number as f64), origin),
-            // A variable is always text.
-            Some((ValueKind::String(text), origin @ Origin::Variable(_))) => {
-                (text.trim().parse::<f64>().map_err(|_| text), origin)
-            }
-            Some((found, origin)) => {
-                self.wrong_type(key, &found, origin, EXPECTS);
-                return None;
+            (None, found, _) => {
+                self.wrong_type(key, &found, origin, expects);
+                return Plain::Wrong;
             }
         };
         let shown = match &number {
@@ -282,6 +285,21 @@ impl<'r, 's> Section<'r, 's> {
             Err(text) => Shown::Text(text.clone()),
         };
         self.enter(key, shown.clone(), origin);
+        Plain::Given(number, shown)
+    }
+
+    /// A share of a whole, from 0 to 1.
+    pub(super) fn share(&mut self, key: &'static str, default: f64) -> Option<f64> {
+        const EXPECTS: &str = "a number from 0 to 1";
+        let (number, shown) = match self.plain(key, default, EXPECTS, |found| match found {
+            ValueKind::Float(number) => Some(*number),
+            ValueKind::I64(number @ (0 | 1)) => Some(*number as f64),
+            _ => None,
+        }) {
+            Plain::Default => return Some(default),
+            Plain::Wrong => return None,
+            Plain::Given(number, shown) => (number, shown),
+        };
         match number {
             Ok(number) if (0.0..=1.0).contains(&number) => Some(number),
             _ => {
