@@ -197,21 +197,20 @@ impl Daemon {
         }
         let before = self.relay.phase();
         let out = self.relay.handle(clock::now(), event);
-        let mut news = false;
+        if let Some(failure) = out.notices.iter().find_map(failure_of) {
+            let failure = failure.clone();
+            self.report
+                .send_modify(|report| report.failure = Some(failure));
+        }
+        // Before it is logged: who reads the log and asks a probe then must find the same there.
+        if out.notices.iter().any(is_news) || self.relay.phase() != before {
+            self.publish();
+        }
         for notice in out.notices {
-            news |= is_news(&notice);
-            if let Notice::SessionFailed(failure) = &notice {
-                let failure = failure.clone();
-                self.report
-                    .send_modify(|report| report.failure = Some(failure));
-            }
             self.teller.tell(notice);
         }
         for effect in out.effects {
             self.run_effect(effect);
-        }
-        if news || self.relay.phase() != before {
-            self.publish();
         }
     }
 
@@ -328,6 +327,13 @@ impl Daemon {
             TokenReload::Same => {}
             TokenReload::Failed(error) => self.teller.token_failed(&error),
         }
+    }
+}
+
+fn failure_of(notice: &Notice) -> Option<&Failure> {
+    match notice {
+        Notice::SessionFailed(failure) => Some(failure),
+        _ => None,
     }
 }
 
