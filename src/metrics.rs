@@ -77,6 +77,7 @@ metrics! {
     BACKFILL_RUNNING = "pg2kv_backfill_running", Gauge, ["sync"], "1 while a backfill of the sync runs.";
     BACKFILL_DONE = "pg2kv_backfill_done_rows", Gauge, ["sync"], "Rows and names that the running backfill has done.";
     BACKFILL_ESTIMATE = "pg2kv_backfill_estimate_rows", Gauge, ["sync"], "Rows that the running backfill has in all, estimated.";
+    BACKFILL_LEFT = "pg2kv_backfill_left_seconds", Gauge, ["sync"], "Time that the running walk over rows still takes at its pace so far, 0 while that cannot be said.";
     BACKFILLS = "pg2kv_backfills_total", Counter, ["sync"], "Backfills that were done to the end.";
     BUILD_INFO = "pg2kv_build_info", Gauge, ["version", "revision"], "Always 1; the labels say what runs.";
     START_TIME = "pg2kv_start_time_seconds", Gauge, [], "Unix time at which the process started.";

@@ -19,7 +19,7 @@ pub(super) async fn execute(config: Config) -> Result<ExitCode, Failure> {
     let kv = super::kv_client(&config)?;
     let (daemon, watcher) = Daemon::new(config.daemon_settings(), kv);
     let listen = config.ops.listen;
-    let server = Server::bind(listen, watcher, metrics)
+    let server = Server::bind(listen, &config.ops.hosts, watcher, metrics)
         .await
         .map_err(|error| {
             Failure::unavailable(

@@ -211,6 +211,8 @@ pub struct Shutdown {
 pub struct Ops {
     /// Address of the HTTP server.
     pub listen: SocketAddr,
+    /// Names under which its pages may be opened, besides addresses and `localhost`.
+    pub hosts: Vec<String>,
 }
 
 /// `[log]`: what is told, and how.

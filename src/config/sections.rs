@@ -341,18 +341,35 @@ pub(super) fn shutdown(reader: &mut Reader<'_>) -> Option<Shutdown> {
 }
 
 pub(super) fn ops(reader: &mut Reader<'_>) -> Option<Ops> {
+    let mut section = reader.section("ops");
     let expects = "an address with a port";
-    let listen = reader
-        .section("ops")
-        .parsed("listen", Some("127.0.0.1:9464"), expects, |text| {
-            text.parse().map_err(|_| {
+    let listen = section.parsed("listen", Some("127.0.0.1:9464"), expects, |text| {
+        text.parse().map_err(|_| {
             Complaint::new(
                 format!("= \"{text}\" is not {expects}"),
                 "write an IP address and a port, such as \"127.0.0.1:9464\" or \"0.0.0.0:9464\"",
             )
         })
-        });
-    Some(Ops { listen: listen? })
+    });
+    let hosts = section.parsed("hosts", Some(""), "names of hosts", |text| {
+        let names = text.split(',').map(str::trim);
+        let names: Vec<String> = names
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect();
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        match names.iter().find(|name| !name.chars().all(allowed)) {
+            None => Ok(names),
+            Some(name) => Err(Complaint::new(
+                format!("= \"{name}\" is not the name of a host"),
+                "write names with commas between, without scheme and port: \"pg2kv.example.com\"",
+            )),
+        }
+    });
+    Some(Ops {
+        listen: listen?,
+        hosts: hosts?,
+    })
 }
 
 pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {

@@ -14,11 +14,16 @@ pub(super) fn now() -> Mono {
     Mono::from_origin(Duration::new(seconds, nanos))
 }
 
+/// Now, by the wall clock: for people, never for a decision.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
 /// Time until 00:00 UTC by the wall clock.
 pub(super) fn until_midnight() -> Duration {
     const DAY: u64 = 86_400;
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Duration::from_secs(DAY - since.as_secs() % DAY)
+    Duration::from_secs(DAY - unix_seconds() % DAY)
 }

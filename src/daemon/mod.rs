@@ -7,6 +7,7 @@
 
 mod clock;
 mod effects;
+mod history;
 mod telling;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::effects::{Done, Leadership, World};
+use self::history::History;
 use self::telling::Teller;
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind};
@@ -25,6 +27,8 @@ use crate::relay::{Effect, Event, Notice, Phase, Relay, Status};
 use crate::sink::kv::{KvClient, TokenReload};
 use crate::sink::setup::NamespaceId;
 use crate::source::{self, SyncSource};
+
+pub use self::history::Trouble;
 
 /// How often the status is published and the gauges of memory are set.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -72,6 +76,16 @@ pub struct Report {
     pub reached: bool,
     /// The last failure of the session, while it lasts.
     pub failure: Option<Failure>,
+    /// Name of this process in the lease.
+    pub holder: Arc<str>,
+    /// Pairs written and deleted since the process started, in the order of `status.syncs`.
+    pub written: Vec<u64>,
+    /// Pairs written and deleted a second, over the last minute.
+    pub written_per_second: f64,
+    /// Time that each backfill still takes, where that can be said.
+    pub backfills_left: Vec<Option<Duration>>,
+    /// What went wrong lately, the latest first.
+    pub troubles: Vec<Trouble>,
 }
 
 /// A look at a running daemon from outside its loop.
@@ -96,6 +110,17 @@ impl Watcher {
             .map(|report| report.clone())
     }
 
+    /// Makes the next [`Self::changed`] return at once.
+    pub fn mark_changed(&mut self) {
+        self.report.mark_changed();
+    }
+
+    /// Waits for a report that was not seen yet; `None` once the daemon is gone.
+    pub async fn changed(&mut self) -> Option<Report> {
+        self.report.changed().await.ok()?;
+        Some(self.report.borrow_and_update().clone())
+    }
+
     /// Time since the loop went round last.
     pub fn loop_age(&self) -> Duration {
         let ticked = Duration::from_millis(self.ticked_ms.load(Ordering::Relaxed));
@@ -108,6 +133,7 @@ pub struct Daemon {
     relay: Relay,
     world: Arc<World>,
     teller: Teller,
+    history: History,
     tasks: JoinSet<Done>,
     leadership: Option<Leadership>,
     report: watch::Sender<Report>,
@@ -130,6 +156,11 @@ impl Daemon {
             gauges: None,
             reached: false,
             failure: None,
+            holder: settings.holder.as_str().into(),
+            written: vec![0; names.len()],
+            written_per_second: 0.0,
+            backfills_left: vec![None; names.len()],
+            troubles: Vec::new(),
         };
         let (report, receiver) = watch::channel(report);
         let ticked_ms = Arc::new(AtomicU64::new(millis()));
@@ -146,6 +177,7 @@ impl Daemon {
         let daemon = Self {
             relay,
             world: Arc::new(world),
+            history: History::new(names.len()),
             teller: Teller::new(names, settings.log_keys),
             tasks: JoinSet::new(),
             leadership: None,
@@ -201,6 +233,10 @@ impl Daemon {
             let failure = failure.clone();
             self.report
                 .send_modify(|report| report.failure = Some(failure));
+        }
+        let unix_seconds = clock::unix_seconds();
+        for notice in &out.notices {
+            self.history.note(unix_seconds, notice);
         }
         // Before it is logged: who reads the log and asks a probe then must find the same there.
         if out.notices.iter().any(is_news) || self.relay.phase() != before {
@@ -287,9 +323,16 @@ impl Daemon {
     }
 
     fn publish(&mut self) {
-        let status = self.relay.status(clock::now());
-        self.teller.tell_status(&status);
+        let now = clock::now();
+        let status = self.relay.status(now);
+        self.history.sample(now, &status);
+        let backfills_left = self.history.left(now, &status);
+        self.teller.tell_status(&status, &backfills_left);
         self.report.send_modify(|report| {
+            report.written = self.history.written();
+            report.written_per_second = self.history.rate();
+            report.troubles = self.history.troubles();
+            report.backfills_left = backfills_left;
             if status.phase != Phase::Leading {
                 report.gauges = None;
             }

@@ -54,6 +54,7 @@ impl Teller {
             gauge!(names::DELETES_HELD, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
+            gauge!(names::BACKFILL_LEFT, "sync" => sync.clone()).set(0.0);
         }
         for name in [
             names::CHANGES_FETCHED,
@@ -240,7 +241,8 @@ impl Teller {
         }
     }
 
-    pub(super) fn tell_status(&self, status: &Status) {
+    /// `left` is the time that the backfill of each sync still takes, where that can be said.
+    pub(super) fn tell_status(&self, status: &Status, left: &[Option<Duration>]) {
         let leading = status.phase == Phase::Leading || status.phase == Phase::Draining;
         gauge!(names::LEADER).set(f64::from(u8::from(leading)));
         gauge!(names::EPOCH).set(status.epoch.map_or(0.0, |epoch| epoch.0 as f64));
@@ -257,7 +259,9 @@ impl Teller {
                 .is_some_and(|block| block.reason == reason);
             gauge!(names::BLOCKED, "reason" => reason.as_str()).set(f64::from(u8::from(blocked)));
         }
-        for (name, sync) in self.syncs.iter().zip(&status.syncs) {
+        for ((name, sync), left) in self.syncs.iter().zip(&status.syncs).zip(left) {
+            let left = left.unwrap_or_default().as_secs_f64();
+            gauge!(names::BACKFILL_LEFT, "sync" => name.clone()).set(left);
             for reason in HOLD_REASONS {
                 let held = sync.hold.as_ref().is_some_and(|(why, ..)| *why == reason);
                 let labels = [

@@ -1,22 +1,28 @@
-//! The HTTP server for operators: probes, metrics, status.
+//! The HTTP server for operators: probes, metrics, status, and a page that shows it.
 //!
 //! Read-only, GET only, without secrets, keys or values. Probes depend on nothing outside but what
 //! their names say: `/livez` never on Postgres or KV, or an outage there would restart every pod.
 
+mod hosts;
+mod page;
 mod status;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::hosts::Hosts;
 use crate::daemon::{Report, Watcher};
 use crate::relay::Phase;
 
@@ -29,6 +35,8 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 struct Ops {
     watcher: Watcher,
     metrics: PrometheusHandle,
+    /// Pages that may still follow the status live.
+    followers: Arc<Semaphore>,
 }
 
 /// The server, bound and not yet serving.
@@ -36,22 +44,29 @@ struct Ops {
 pub struct Server {
     listener: TcpListener,
     ops: Ops,
+    hosts: Hosts,
 }
 
 impl Server {
-    /// Binds `listen`.
+    /// Binds `listen`. Pages are shown under addresses, `localhost` and the names in `hosts` only.
     ///
     /// # Errors
     /// When the address cannot be bound.
     pub async fn bind(
         listen: SocketAddr,
+        hosts: &[String],
         watcher: Watcher,
         metrics: PrometheusHandle,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         Ok(Self {
             listener,
-            ops: Ops { watcher, metrics },
+            ops: Ops {
+                watcher,
+                metrics,
+                followers: Arc::new(Semaphore::new(page::FOLLOWERS_MAX)),
+            },
+            hosts: Hosts::new(hosts),
         })
     }
 
@@ -76,7 +91,7 @@ impl Server {
             }
         };
         let stopped = shutdown.clone();
-        let server = axum::serve(self.listener, router(self.ops))
+        let server = axum::serve(self.listener, router(self.ops, self.hosts))
             .with_graceful_shutdown(async move { stopped.cancelled().await });
         tokio::select! {
             result = server => if let Err(error) = result {
@@ -89,33 +104,20 @@ impl Server {
     }
 }
 
-fn router(ops: Ops) -> Router {
+fn router(ops: Ops, hosts: Hosts) -> Router {
+    let pages = Router::new()
+        .merge(page::router())
+        .route("/api/status", get(status_json))
+        .route_layer(middleware::from_fn_with_state(hosts, hosts::check));
     Router::new()
-        .route("/", get(index))
+        .merge(pages)
         .route("/livez", get(livez))
         .route("/healthz", get(livez))
         .route("/readyz", get(readyz))
         .route("/startupz", get(startupz))
         .route("/metrics", get(metrics))
-        .route("/api/status", get(status_json))
         .fallback(async || text(StatusCode::NOT_FOUND, "there is no such page\n"))
         .with_state(ops)
-}
-
-async fn index() -> Response {
-    text(
-        StatusCode::OK,
-        concat!(
-            "pg2kv ",
-            env!("CARGO_PKG_VERSION"),
-            "\n\n",
-            "/livez       the loop goes round\n",
-            "/readyz      Postgres was reached; says who leads and what is wrong\n",
-            "/startupz    the process has started\n",
-            "/metrics     for Prometheus\n",
-            "/api/status  the same for programs\n",
-        ),
-    )
 }
 
 async fn livez(State(ops): State<Ops>) -> Response {

@@ -4,11 +4,14 @@ use serde::Serialize;
 
 use crate::daemon::Report;
 use crate::ledger::{BackfillPhase, Examined};
-use crate::relay::Phase;
+use crate::relay::{Phase, StatusSync};
 
 /// `/api/status`. Times are in seconds, counts are plain numbers.
 #[derive(Debug, Serialize)]
 pub(super) struct StatusJson {
+    version: &'static str,
+    /// Name of this process in the lease.
+    holder: String,
     /// `starting`, `standby`, `leading`, `draining` or `done`.
     phase: &'static str,
     epoch: Option<i64>,
@@ -16,11 +19,25 @@ pub(super) struct StatusJson {
     in_flight_keys: usize,
     doubt_keys: usize,
     oldest_unwritten_change_age_seconds: Option<f64>,
+    /// Over the last minute.
+    written_per_second: f64,
     /// `null` where there is no limit.
     budget_left_requests: Option<u64>,
     blocked: Option<BlockJson>,
     postgres_error: Option<ErrorJson>,
     syncs: Vec<SyncJson>,
+    recent: Vec<TroubleJson>,
+}
+
+/// Something that went wrong lately; the latest stands first.
+#[derive(Debug, Serialize)]
+struct TroubleJson {
+    at_unix_seconds: u64,
+    sync: Option<String>,
+    what: &'static str,
+    error: String,
+    hint: Option<String>,
+    times: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -41,11 +58,20 @@ struct ErrorJson {
 struct SyncJson {
     name: String,
     waiting_keys: usize,
+    /// Since this process started, deletes included.
+    written_pairs: u64,
+    dead_letters: Vec<DeadLettersJson>,
     hold: Option<HoldJson>,
     /// What is wrong with its triggers.
     triggers_error: Option<ErrorJson>,
     deletes_held: Option<DeletesJson>,
     backfill: Option<BackfillJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeadLettersJson {
+    reason: String,
+    keys: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,12 +97,16 @@ struct BackfillJson {
     phase: &'static str,
     done_rows: u64,
     estimate_rows: Option<u64>,
+    /// At the pace so far; `null` where that cannot be said.
+    left_seconds: Option<f64>,
 }
 
 impl StatusJson {
     pub(super) fn new(report: &Report) -> Self {
         let status = &report.status;
         Self {
+            version: env!("CARGO_PKG_VERSION"),
+            holder: report.holder.to_string(),
             phase: phase(status.phase),
             epoch: status.epoch.map(|epoch| epoch.0),
             queue_keys: status.queue_keys,
@@ -85,6 +115,7 @@ impl StatusJson {
             oldest_unwritten_change_age_seconds: status
                 .oldest_change_age
                 .map(|age| age.as_secs_f64()),
+            written_per_second: report.written_per_second,
             budget_left_requests: Some(status.budget_left).filter(|left| *left != u64::MAX),
             blocked: status.blocked.as_ref().map(|block| BlockJson {
                 reason: block.reason.as_str(),
@@ -100,38 +131,72 @@ impl StatusJson {
                 .syncs
                 .iter()
                 .zip(&status.syncs)
-                .map(|(name, sync)| SyncJson {
-                    name: name.clone(),
-                    waiting_keys: sync.waiting_keys,
-                    hold: sync.hold.as_ref().map(|(reason, error, hint)| HoldJson {
-                        reason: reason.as_str(),
-                        error: error.clone(),
-                        hint: hint.clone(),
-                    }),
-                    triggers_error: sync.fault.as_ref().map(|fault| ErrorJson {
-                        error: fault.clone(),
-                        hint: Some(Examined::HINT.to_owned()),
-                    }),
-                    deletes_held: sync.deletes_held.map(|held| {
-                        let (error, hint) = held.told(name);
-                        DeletesJson {
-                            keys: held.keys,
-                            ahead: held.ahead,
-                            error,
-                            hint,
-                        }
-                    }),
-                    backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
-                        reason: backfill.reason.clone(),
-                        phase: match backfill.phase {
-                            BackfillPhase::Rows => "rows",
-                            BackfillPhase::Keys => "keys",
-                        },
-                        done_rows: backfill.done,
-                        estimate_rows: backfill.estimate,
-                    }),
+                .enumerate()
+                .map(|(index, (name, sync))| SyncJson::new(report, index, name, sync))
+                .collect(),
+            recent: report
+                .troubles
+                .iter()
+                .map(|trouble| TroubleJson {
+                    at_unix_seconds: trouble.at_unix_seconds,
+                    sync: trouble
+                        .sync
+                        .and_then(|sync| report.syncs.get(usize::from(sync.0)).cloned()),
+                    what: trouble.what,
+                    error: trouble.error.clone(),
+                    hint: trouble.hint.clone(),
+                    times: trouble.times,
                 })
                 .collect(),
+        }
+    }
+}
+
+impl SyncJson {
+    fn new(report: &Report, index: usize, name: &str, sync: &StatusSync) -> Self {
+        let dead_letters = report
+            .gauges
+            .iter()
+            .flat_map(|gauges| &gauges.dead_letters)
+            .filter(|(sync, ..)| usize::from(sync.0) == index)
+            .map(|(_, reason, keys)| DeadLettersJson {
+                reason: reason.clone(),
+                keys: *keys,
+            });
+        let left = report.backfills_left.get(index).copied().flatten();
+        Self {
+            name: name.to_owned(),
+            waiting_keys: sync.waiting_keys,
+            written_pairs: report.written.get(index).copied().unwrap_or(0),
+            dead_letters: dead_letters.collect(),
+            hold: sync.hold.as_ref().map(|(reason, error, hint)| HoldJson {
+                reason: reason.as_str(),
+                error: error.clone(),
+                hint: hint.clone(),
+            }),
+            triggers_error: sync.fault.as_ref().map(|fault| ErrorJson {
+                error: fault.clone(),
+                hint: Some(Examined::HINT.to_owned()),
+            }),
+            deletes_held: sync.deletes_held.map(|held| {
+                let (error, hint) = held.told(name);
+                DeletesJson {
+                    keys: held.keys,
+                    ahead: held.ahead,
+                    error,
+                    hint,
+                }
+            }),
+            backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
+                reason: backfill.reason.clone(),
+                phase: match backfill.phase {
+                    BackfillPhase::Rows => "rows",
+                    BackfillPhase::Keys => "keys",
+                },
+                done_rows: backfill.done,
+                estimate_rows: backfill.estimate,
+                left_seconds: left.map(|left| left.as_secs_f64()),
+            }),
         }
     }
 }
