@@ -6,4 +6,5 @@ pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod wait;
+pub(crate) mod worker;
 pub(crate) mod world;
