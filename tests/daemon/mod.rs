@@ -9,6 +9,7 @@ mod doctor;
 mod errors;
 mod kill;
 mod ops;
+mod page;
 mod poison;
 mod resync;
 mod secrets;

@@ -4,26 +4,11 @@
 // stdin:  a line for each command: {"open": URL}, {"reload": true} or {"screenshot": file}
 // stdout: {"version"} once it is ready, then a line for each command: what the page shows
 
-import { accessSync, constants } from "node:fs";
 import { createInterface } from "node:readline";
-import { chromium } from "playwright-core";
+import { launch } from "./chromium.mjs";
 
 const { profile } = JSON.parse(process.argv[2]);
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath: program(["chromium", "chromium-browser", "google-chrome"]),
-  headless: true,
-  viewport: { width: 800, height: 480 },
-  args: [
-    // It sees pages of ours only, and has to run as root in a container.
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
-});
+const context = await launch(profile, { width: 800, height: 480 });
 const page = context.pages()[0] ?? (await context.newPage());
 /** What the browser complained of since the last command: refused styles, failed scripts. */
 let complaints = [];
@@ -53,18 +38,3 @@ for await (const line of createInterface({ input: process.stdin })) {
   complaints = [];
 }
 await context.close();
-
-function program(names) {
-  for (const directory of (process.env.PATH ?? "").split(":")) {
-    for (const name of names) {
-      const path = `${directory}/${name}`;
-      try {
-        accessSync(path, constants.X_OK);
-        return path;
-      } catch {
-        // Not here.
-      }
-    }
-  }
-  throw new Error(`no browser in PATH; install one of: ${names.join(", ")}`);
-}

@@ -126,12 +126,17 @@ impl Process {
         assert!(status.success(), "{status}");
     }
 
-    /// GET from its server for operators: status and body.
-    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+    /// The URL of a path of its server for operators.
+    pub(crate) async fn url(&self, path: &str) -> String {
         let line = self.logged("pg2kv started").await;
         let event: Value = serde_json::from_str(&line).unwrap();
         let listen = event["listen"].as_str().unwrap();
-        let reply = self.http.get(format!("http://{listen}{path}")).send().await;
+        format!("http://{listen}{path}")
+    }
+
+    /// GET from its server for operators: status and body.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let reply = self.http.get(self.url(path).await).send().await;
         let reply = reply.unwrap();
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
