@@ -337,7 +337,7 @@ fn a_failed_try_does_not_forget_that_it_has_to_write() {
 }
 
 #[test]
-fn nothing_is_compared_parta_process_stops() {
+fn nothing_is_compared_while_a_process_stops() {
     let mut bench = leader(settings(), [Duration::ZERO, Duration::ZERO]);
     let (request, batch) = bench.sent(1);
     bench.give(Event::Shutdown);
