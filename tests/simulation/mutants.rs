@@ -52,9 +52,13 @@ pub(super) enum Mutant {
     NamespaceGoneIsThrottled,
     /// Requests are not counted.
     NoBudget,
+    /// Deletes go, however many, though nobody approved.
+    BrakeIgnored,
+    /// What was on its way to KV when a backfill began is not looked at again.
+    OutdatedNotReadAgain,
 }
 
-pub(super) const ALL: [Mutant; 24] = [
+pub(super) const ALL: [Mutant; 26] = [
     Mutant::ClaimsNotPersisted,
     Mutant::AmbiguousIsWritten,
     Mutant::ThrottledIsWritten,
@@ -79,4 +83,6 @@ pub(super) const ALL: [Mutant; 24] = [
     Mutant::LostReplyIsRollback,
     Mutant::NamespaceGoneIsThrottled,
     Mutant::NoBudget,
+    Mutant::BrakeIgnored,
+    Mutant::OutdatedNotReadAgain,
 ];
