@@ -2,12 +2,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate chaos lint fmt
+.PHONY: help demo test simulate chaos backlog lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
 FIRST ?= 1
 MINUTES ?= 10
+ROWS ?= 10000000
 # Tools that scripts/setup had to build live here, not in your home directory.
 export PATH := $(abspath $(CARGO_TARGET_DIR))/tools/bin:$(PATH)
 
@@ -32,6 +33,12 @@ chaos: ## Let a nemesis loose on two daemons for longer: make chaos MINUTES=30
 	@scripts/setup test
 	@PG2KV_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) cargo nextest run --locked --profile long \
 	  --no-capture -E 'test(/^chaos::nemesis/)'
+
+backlog: ## Drain a huge backlog in little memory: make backlog ROWS=10000000
+	@scripts/setup test
+	@cargo build --release --locked --quiet
+	@PG2KV_BACKLOG_ROWS=$(ROWS) PG2KV_BINARY="$(abspath $(CARGO_TARGET_DIR))/release/pg2kv" \
+	  cargo nextest run --locked --profile long --no-capture -E 'test(/^chaos::backlog/)'
 
 lint: ## Check format, lints, licences and sources of dependencies, and known vulnerabilities
 	@cargo fmt --check

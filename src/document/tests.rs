@@ -269,3 +269,15 @@ proptest! {
         let _ = Template::parse(&text, &strings(&["a", "b"]));
     }
 }
+
+#[test]
+fn a_row_that_is_gone_and_had_no_legal_name_needs_nothing() {
+    let template = template("{name}", &["name"]);
+    let of = |name: &str, value: Option<&'static str>| {
+        render(&template, &strings(&[name]), value.map(Bytes::from))
+    };
+    assert_eq!(of("..", None), Rendered::Nothing);
+    assert_eq!(of(&"k".repeat(513), None), Rendered::Nothing);
+    assert!(matches!(of("..", Some("{}")), Rendered::Poison(_)));
+    assert_eq!(of("a", None), Rendered::Delete(name("a")));
+}

@@ -58,6 +58,8 @@ pub(super) struct Plan {
     pub(super) gap: Duration,
     /// One in this many transactions changes key 0 of sync 0.
     pub(super) hot: u32,
+    /// While there are faults nobody approves of deletes, and what is deleted is counted.
+    pub(super) nobody_approves: bool,
     /// How long faults and writers go on.
     pub(super) chaos: Duration,
     pub(super) faults: Faults,
@@ -75,7 +77,7 @@ impl Plan {
         };
         // Of its own, so that what else a seed does stays the same.
         let mut brakes = fastrand::Rng::with_seed(rng.clone().u64(..));
-        let braked = !calm && brakes.u32(..4) == 0;
+        let braked = !calm && (brakes.u32(..4) == 0 || aim == Some(Mutant::BrakeIgnored));
         let millis = |ms: u64| Duration::from_millis(ms);
         let pick = |rng: &mut fastrand::Rng, of: &[u64]| of[rng.usize(..of.len())];
         let mut others = fastrand::Rng::with_seed(!rng.clone().u64(..));
@@ -154,6 +156,7 @@ impl Plan {
             } else {
                 rng.u32(2..=10)
             },
+            nobody_approves: aim == Some(Mutant::BrakeIgnored),
             chaos: Duration::from_secs(if scarce {
                 400
             } else if calm {
@@ -185,6 +188,7 @@ impl Plan {
             Some(Mutant::NoKeyInterval) => settings.queue.key_interval = Duration::ZERO,
             Some(Mutant::NoLateWindow) => settings.late_write_window = Duration::ZERO,
             Some(Mutant::NoBudget) => settings.budget.requests_per_window = 0,
+            Some(Mutant::BrakeIgnored) => settings.brake.count = 0,
             _ => {}
         }
         settings
@@ -274,7 +278,11 @@ impl Faults {
             Some(Mutant::FenceIgnored | Mutant::TrustForEver) => faults.pauses = true,
             Some(Mutant::GivesUpEarly) => faults.slow_kv = true,
             Some(Mutant::FetchMissesLateCommits) => faults.late_commits = true,
-            Some(Mutant::MarkerWithoutBackfill) => faults.truncates = true,
+            Some(Mutant::MarkerWithoutBackfill | Mutant::BrakeIgnored) => faults.truncates = true,
+            Some(Mutant::OutdatedNotReadAgain) => {
+                faults.truncates = true;
+                faults.slow_kv = true;
+            }
             Some(Mutant::IdentityIgnored) => faults.failovers = true,
             Some(Mutant::LostReplyIsRollback) => faults.lost_replies = true,
             Some(Mutant::NamespaceGoneIsThrottled) => faults.gone = true,

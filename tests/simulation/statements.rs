@@ -19,7 +19,7 @@ use super::world::{What, World, failure};
 /// Names in one page of a list.
 pub(super) const LIST_PAGE: usize = 5;
 /// How long an approval of deletes lasts.
-const APPROVAL: Duration = Duration::from_secs(10);
+pub(super) const APPROVAL: Duration = Duration::from_secs(10);
 /// A statement of the daemon gives up after this long.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -414,6 +414,11 @@ impl World {
                     &reason,
                     &markers,
                 );
+                if self.is(Mutant::OutdatedNotReadAgain) && matches!(begun, Ok(Some(_))) {
+                    let on_their_way = self.processes[from.process].checks.on_their_way();
+                    let (sync, places) = (usize::from(sync.0), on_their_way);
+                    self.outdated.extend(places.filter(|(of, _)| *of == sync));
+                }
                 match begun {
                     Ok(Some(backfill)) => self.deliver(
                         from,
@@ -550,7 +555,8 @@ impl World {
     /// A person approves of deletes now and then, and of all of them in the end.
     fn delete_facts(&mut self) -> Vec<DeleteFacts> {
         let braked = self.plan.settings.brake.count > 0;
-        let approved = braked && (self.healed || self.rng.u32(..10) == 0);
+        let some = braked && !self.healed && self.rng.u32(..10) == 0;
+        let approved = (some && !self.plan.nobody_approves) || (braked && self.healed);
         (0..self.syncs())
             .map(|sync| DeleteFacts {
                 sync: sync_id(sync),
@@ -577,9 +583,13 @@ impl World {
             return Err(FailureKind::Relation);
         }
         let mut rows = Vec::new();
-        for key in &request.keys {
+        for (index, key) in request.keys.iter().enumerate() {
             let place = (sync, number(key));
-            let row = self.database.row(place);
+            let mut row = self.database.row(place);
+            if self.outdated.remove(&place) && !request.claim.contains(&index) {
+                // Nothing but the backfill asks for it: whatever was written stays.
+                row = self.kv.get(place).map(Row::Good);
+            }
             let same = match super::database::wanted(row) {
                 super::database::Wanted::Pair(content) => self.kv.get(place) == Some(content),
                 super::database::Wanted::Nothing => self.kv.get(place).is_none(),

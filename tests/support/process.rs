@@ -101,6 +101,11 @@ impl Process {
         }
     }
 
+    /// Its process id. It must run.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
@@ -162,9 +167,11 @@ impl Drop for Process {
     }
 }
 
-/// The binary, with nothing from our own environment but where programs are.
+/// The binary, with nothing from our own environment but where programs are. `PG2KV_BINARY` names
+/// another build of it.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pg2kv"));
+    let ours = || env!("CARGO_BIN_EXE_pg2kv").into();
+    let mut command = Command::new(std::env::var_os("PG2KV_BINARY").unwrap_or_else(ours));
     command.env_clear();
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
