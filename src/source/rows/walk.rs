@@ -1,4 +1,4 @@
-//! The statements that read keys in the order of an index.
+//! The statements that read keys in order: of an index, or of what documents share.
 
 use super::table::{KeyColumn, Table};
 use super::value::Filter;
@@ -30,6 +30,52 @@ impl Table {
             after = after(alias, &ordered),
             filter = filter.sql(),
             order = join(&|_, column| format!("{alias}.{}", column.name), ", "),
+        )
+    }
+}
+
+impl Table {
+    /// Keys of documents of many rows, each once, in the order of their columns and then of their
+    /// text: values that are equal may read otherwise, and make other keys.
+    pub(super) fn walk_groups(&self, filter: &Filter) -> String {
+        let alias = &self.alias;
+        let columns = |part: &dyn Fn(usize, &KeyColumn) -> String| -> Vec<String> {
+            let all = self.columns.iter().enumerate();
+            all.map(|(at, column)| part(at, column)).collect()
+        };
+        let mut conditions = columns(&|_, column| format!("{alias}.{} is not null", column.name));
+        let key = format!("({}::text collate \"C\")", self.key_of_row());
+        let ordered: Vec<(usize, &KeyColumn)> = self.columns.iter().enumerate().collect();
+        let position = |at: usize, column: &KeyColumn| column.typed("$1::text::jsonb", at);
+        let mut same = columns(&|at, column| {
+            let (name, equal) = (&column.name, &column.equal);
+            format!("{alias}.{name} {equal} {}", position(at, column))
+        });
+        same.push(format!("{key} > $1::text"));
+        let mut behind = vec![format!("({})", same.join(" and "))];
+        if let Some((at, first)) = ordered.first() {
+            behind.push(after(alias, &ordered));
+            // Says nothing new, but an index can begin there.
+            conditions.push(format!(
+                "($1::text is null or {alias}.{} {} {})",
+                first.name,
+                first.at_least,
+                position(*at, first)
+            ));
+        }
+        conditions.push(format!("($1::text is null or {})", behind.join(" or ")));
+        let mut selected = columns(&|at, column| format!("{alias}.{} as c{at}", column.name));
+        selected.push(format!("{key} as key"));
+        let mut order = columns(&|at, _| format!("pg2kv_group.c{at}"));
+        order.push("pg2kv_group.key".to_owned());
+        format!(
+            "select pg2kv_group.key from (select distinct {selected} from {name} as {alias} \
+             where {conditions} {filter}) as pg2kv_group order by {order} limit $2::int8",
+            selected = selected.join(", "),
+            name = self.name,
+            conditions = conditions.join(" and "),
+            filter = filter.sql(),
+            order = order.join(", "),
         )
     }
 }
