@@ -270,7 +270,7 @@ impl Reader {
         let client = self.link.client();
         let (begun, read, committed) = tokio::join!(
             biased;
-            client.batch_execute("begin read only"),
+            client.batch_execute(prepared.plan.begin),
             self.rows(prepared, keys, max_bytes, &doing),
             client.batch_execute("commit"),
         );

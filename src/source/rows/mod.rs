@@ -23,6 +23,8 @@ use crate::change::KV_VALUE_MAX_BYTES;
 pub(crate) struct Plan {
     /// `$1`: keys as `text[]`. Gives the key's place, its columns, and what [`Self::draft`] takes.
     pub(crate) rows: Statement,
+    /// How a transaction of [`Self::rows`] begins.
+    pub(crate) begin: &'static str,
     /// `$1`: position or NULL, `$2`: limit.
     pub(crate) walk: Statement,
     /// The same without the filter, for when the filter fails for some row.
@@ -96,6 +98,11 @@ impl Plan {
         };
         Ok(Self {
             rows,
+            // Else an index is better, whatever the statistics say; here all rows are read.
+            begin: match table.width() {
+                0 => "begin read only; set local enable_seqscan = on",
+                _ => "begin read only",
+            },
             walk,
             walk_all,
             keys,

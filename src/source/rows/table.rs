@@ -57,13 +57,15 @@ const SHARD: &str = "\
     select pg2kv.shard_expression(s.relation, s.shard_key, $2::int4, $3::text)
     from pg2kv.sync as s where s.name = $1";
 
-/// Whole, valid B-tree indexes; the walk follows one that holds exactly the key columns.
+/// Whole, valid B-tree indexes; the walk follows one that holds exactly the key columns, or, with
+/// many rows in one document (`$3`), that begins with them.
 const INDEXES: &str = "\
-    select array(select unnest(i.indkey) limit i.indnkeyatts)
+    select array(select unnest(i.indkey) limit $2::int4)
     from pg_index as i join pg_class as c on c.oid = i.indexrelid
     join pg_am as am on am.oid = c.relam and am.amname = 'btree'
-    where i.indrelid = $1::int8::oid and i.indisvalid and i.indpred is null and i.indexprs is null
-      and i.indnkeyatts = $2::int4 and 0 = all (i.indoption)
+    where i.indrelid = $1::int8::oid and i.indisvalid and i.indpred is null
+      and (i.indnkeyatts = $2::int4 and i.indexprs is null or $3::bool and i.indnkeyatts > $2::int4)
+      and 0 = all (i.indoption)
     order by i.indisprimary desc, i.indisunique desc, i.indexrelid";
 
 const TIMESTAMPTZ_OID: i64 = 1_184;
@@ -90,6 +92,8 @@ pub(super) struct Table {
     pub(super) columns: Vec<KeyColumn>,
     /// Key columns in the order of an index, as positions.
     pub(super) order: Vec<usize>,
+    /// There is such an index.
+    pub(super) indexed: bool,
     /// SQL for the shard of a row, which stands behind the key columns.
     shard: Option<String>,
 }
@@ -177,18 +181,15 @@ pub(super) async fn look_up(
             doing,
             2,
             Place::Relation,
-            client.query(INDEXES, &[&oid, &count]),
+            client.query(INDEXES, &[&oid, &count, &sync.collect.is_some()]),
         )
         .await?;
-    let order = indexes
-        .iter()
-        .find_map(|row| {
-            row.get::<_, Vec<i16>>(0)
-                .iter()
-                .map(|number| numbers.iter().position(|ours| ours == number))
-                .collect::<Option<Vec<_>>>()
-        })
-        .unwrap_or_else(|| (0..numbers.len()).collect());
+    let indexed = indexes.iter().find_map(|row| {
+        row.get::<_, Vec<i16>>(0)
+            .iter()
+            .map(|number| numbers.iter().position(|ours| ours == number))
+            .collect::<Option<Vec<_>>>()
+    });
     let row_bytes = found
         .get::<_, Option<i64>>(3)
         .and_then(|bytes| u64::try_from(bytes).ok());
@@ -200,8 +201,9 @@ pub(super) async fn look_up(
     let table = Table {
         name: found.get(1),
         alias,
+        indexed: indexed.is_some(),
+        order: indexed.unwrap_or_else(|| (0..columns.len()).collect()),
         columns,
-        order,
         shard,
     };
     Ok((
