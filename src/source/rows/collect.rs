@@ -50,12 +50,16 @@ impl Table {
                 ']',
             ),
         };
-        let twice = match &collect.into {
-            CollectInto::Object { .. } => {
+        // Equal members stand side by side; by the order of the document that is one sort less.
+        let twice = match (&collect.into, &collect.order_by) {
+            (CollectInto::Object { .. }, None) => {
+                "coalesce(pg2kv_entry.member = lag(pg2kv_entry.member) over pg2kv_order, false)"
+            }
+            (CollectInto::Object { .. }, Some(_)) => {
                 "coalesce(pg2kv_entry.member = lag(pg2kv_entry.member) \
                  over (order by pg2kv_entry.member collate \"C\"), false)"
             }
-            CollectInto::List => "false",
+            (CollectInto::List, _) => "false",
         };
         // Each entry counts with a comma; the last one's, and the brackets, make one byte more.
         let max = KV_VALUE_MAX_BYTES;
