@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate chaos backlog lint fmt
+.PHONY: help demo test simulate chaos backlog measure lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
@@ -39,6 +39,10 @@ backlog: ## Drain a huge backlog in little memory: make backlog ROWS=10000000
 	@cargo build --release --locked --quiet
 	@PG2KV_BACKLOG_ROWS=$(ROWS) PG2KV_BINARY="$(abspath $(CARGO_TARGET_DIR))/release/pg2kv" \
 	  cargo nextest run --locked --profile long --no-capture -E 'test(/^chaos::backlog/)'
+
+measure: ## Measure a change of one user in a document of 100,000
+	@scripts/setup test
+	@cargo nextest run --release --locked --no-capture -E 'test(=daemon::large::one_user_of_100000_in_one_document)'
 
 lint: ## Check format, lints, licences and sources of dependencies, and known vulnerabilities
 	@cargo fmt --check

@@ -5,11 +5,13 @@
 
 mod audit;
 mod brake;
+mod collect;
 mod debounce;
 mod doctor;
 mod errors;
 mod follow;
 mod kill;
+mod large;
 mod limits;
 mod ops;
 mod poison;
