@@ -92,17 +92,17 @@ fn settings(world: &World, kv: &Kv) -> Settings {
 /// Waits until every key was looked at. It may take as long as it likes, but not stand still.
 async fn drained(daemon: &Process, rows: usize) {
     let mut look = tokio::time::interval(Duration::from_millis(250));
-    let (mut before, mut moved, mut told) = (0, Instant::now(), 0);
-    while before < rows {
+    let (mut before, mut moved, mut told) = (0.0, Instant::now(), 0.0);
+    while before < rows as f64 {
         look.tick().await;
         let written = daemon.metric("pg2kv_pairs_written_total").await;
-        let now = written.unwrap_or_default() as usize;
+        let now = written.unwrap_or_default();
         if now > before {
             (before, moved) = (now, Instant::now());
         }
         assert!(moved.elapsed() < DEADLINE, "it stands still at {now} rows");
-        if now / 1_000_000 > told {
-            told = now / 1_000_000;
+        if now >= told + 1_000_000.0 {
+            told = now;
             let resident = resident_max_kib(daemon) / 1024;
             say(&format!("{now} rows, at most {resident} MiB resident"));
         }

@@ -77,14 +77,14 @@ impl Term {
             }
         }
         let window = brake.window.mul_f64(0.9);
-        let limit = (brake.count as f64).max(brake.share * keys as f64) as usize;
+        let limit = (brake.count as f64).max(brake.share * keys as f64);
         for ((sync, _), end) in &self.deleted {
             let within = self
                 .deleted
                 .iter()
                 .filter(|((of, _), at)| of == sync && *at <= end && end.since(**at) < window);
             let count = within.count();
-            if count > limit {
+            if count as f64 > limit {
                 return Err(format!(
                     "{count} keys of sync {sync} are deleted within {window:?}, {limit} may be"
                 ));
