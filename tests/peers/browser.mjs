@@ -12,7 +12,7 @@ const { profile } = JSON.parse(process.argv[2]);
 const context = await chromium.launchPersistentContext(profile, {
   executablePath: program(["chromium", "chromium-browser", "google-chrome"]),
   headless: true,
-  viewport: { width: 800, height: 480 },
+  viewport: { width: 800, height: 330 },
   args: [
     // It sees pages of ours only, and has to run as root in a container.
     "--no-sandbox",

@@ -108,9 +108,9 @@ impl Edge {
             .collect()
     }
 
-    /// Stops the simulator.
-    pub(crate) async fn stop(self) {
-        self.simulator.stop().await;
+    /// Stops the simulator, and returns what the Worker logged.
+    pub(crate) async fn stop(self) -> String {
+        self.simulator.stop().await
     }
 }
 

@@ -12,8 +12,14 @@ const ADA: &str = r#"{"username":"ada","plan":"pro","preview_features_enabled":t
 /// A KV that fails, in front of the Worker as it is.
 const BROKEN_KV: &str = r#"
     import worker from "./script.mjs";
-    const fail = async () => { throw new Error("KV GET failed: 500 secret-of-the-inside"); };
-    const KV = { get: fail, getWithMetadata: fail };
+    const KV = {
+      getWithMetadata(key) {
+        const error = new Error("KV GET failed: 500 secret-of-the-inside");
+        // The runtime throws what is wrong with a request, and rejects where the reply is.
+        if (key.startsWith("user:")) throw error;
+        return Promise.reject(error);
+      },
+    };
     export default { fetch: (request, env, context) => worker.fetch(request, { ...env, KV }, context) };
 "#;
 
@@ -33,7 +39,9 @@ async fn the_worker_has_an_answer_to_everything() {
     values_that_are_no_documents(&edge).await;
     files_by_path(&edge).await;
     requests_that_are_none(&edge).await;
-    edge.stop().await;
+    let log = edge.stop().await;
+    assert!(log.contains("member plan has another type"), "{log}");
+    assert!(!log.contains("secret"), "{log}");
 }
 
 async fn who_is_asked_for(edge: &Edge) {
@@ -218,5 +226,7 @@ async fn a_kv_that_fails_is_told_without_its_inside() {
     }
     // Nothing has to be read for a guest.
     assert_eq!(edge.get("/").await.status, 200);
-    edge.stop().await;
+    // The cause is for whoever operates the Worker.
+    let log = edge.stop().await;
+    assert!(log.contains("secret-of-the-inside"), "{log}");
 }
