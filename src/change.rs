@@ -218,8 +218,79 @@ pub struct Document {
     pub metadata: Arc<str>,
     /// Hash of the content, as the metadata carries it.
     pub hash: ContentHash,
-    /// Unix time in seconds at which KV drops the pair.
-    pub expiration: Option<u64>,
+    /// When KV drops the pair; `None` is never.
+    pub expiration: Option<Expiration>,
+}
+
+/// When KV drops a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiration {
+    /// At this Unix time in seconds.
+    At(u64),
+    /// So many seconds after it is written, [`KV_TTL_MIN_SECONDS`] or more.
+    After(u32),
+}
+
+/// What the rows of a key make, as Postgres gave it: not yet known to be a pair that KV takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The content.
+    pub value: DraftValue,
+    /// MIME type of the value.
+    pub content_type: Option<String>,
+    /// The user's own metadata, as JSON text of any kind.
+    pub metadata: Option<String>,
+    /// How long the pair is to stand.
+    pub expiry: Expiry,
+}
+
+impl Draft {
+    /// A value and nothing else.
+    pub fn of(value: Value) -> Self {
+        Self {
+            value: DraftValue::Whole(value),
+            content_type: None,
+            metadata: None,
+            expiry: Expiry::Never,
+        }
+    }
+
+    /// Bytes that it holds in memory, about.
+    pub fn weight(&self) -> usize {
+        let value = match &self.value {
+            DraftValue::Whole(value) => value.bytes().len(),
+            DraftValue::TooLarge { .. } => 0,
+        };
+        value + self.metadata.as_ref().map_or(0, String::len)
+    }
+}
+
+/// Content of a [`Draft`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DraftValue {
+    /// All of it.
+    Whole(Value),
+    /// Over [`KV_VALUE_MAX_BYTES`], so it was left where it is.
+    TooLarge {
+        /// Its size in bytes.
+        bytes: u64,
+    },
+}
+
+/// How long a pair is to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Until it is deleted.
+    Never,
+    /// Until a moment that the row names and that has not come.
+    At {
+        /// Unix time in seconds.
+        unix_seconds: u64,
+        /// Seconds until then by the clock of the database, when the row was read.
+        ahead_seconds: u64,
+    },
+    /// For so many seconds after each write.
+    After(u32),
 }
 
 impl Document {

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::change::{ContentHash, Key, KvName, Rendered};
+use crate::change::{ContentHash, Document, Expiration, Key, KvName, Rendered};
 
 /// Keys whose text is kept for the report.
 const SAMPLES_MAX: usize = 1_000;
@@ -51,6 +51,8 @@ pub(super) enum Judged {
     Different(Difference),
     /// The rows make no pair for this key.
     Unpublished,
+    /// KV has none, and may have dropped it itself: the pair stands for a while after each write.
+    MayHaveExpired,
 }
 
 /// The pairs of a listing that pg2kv wrote.
@@ -77,6 +79,7 @@ impl Listing {
             return Judged::Equal;
         }
         let drift = match listed {
+            None if ends_by_itself(rendered) => return Judged::MayHaveExpired,
             None => Drift::Missing,
             Some(_) => Drift::Stale,
         };
@@ -95,6 +98,17 @@ impl Listing {
     pub(super) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
+}
+
+/// Whether nobody but KV knows if the time of the pair is over: it counts from the last write.
+fn ends_by_itself(rendered: Option<&Rendered>) -> bool {
+    matches!(
+        rendered,
+        Some(Rendered::Put(Document {
+            expiration: Some(Expiration::After(_)),
+            ..
+        }))
+    )
 }
 
 /// Differences by key.
@@ -173,12 +187,13 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::change::{Poison, PoisonReason};
+    use crate::change::{Draft, Poison, PoisonReason, Value};
     use crate::document::{Template, render};
 
     fn rendered(id: &str, value: Option<&'static str>) -> Rendered {
         let template = Template::parse("user:{id}", &["id".to_owned()]).unwrap();
-        render(&template, &[id.to_owned()], value.map(Bytes::from))
+        let draft = value.map(|value| Draft::of(Value::Text(Bytes::from(value))));
+        render(&template, &[id.to_owned()], draft)
     }
 
     fn listing(pairs: &[(&str, &'static str)]) -> Listing {
@@ -237,6 +252,22 @@ mod tests {
         );
         assert!(listing.is_empty());
         assert_eq!(drift(listing.judge(None)), Drift::Missing);
+    }
+
+    #[test]
+    fn a_pair_that_ends_by_itself_is_never_missing() {
+        let Some(Rendered::Put(mut document)) = Some(rendered("1", Some("a"))) else {
+            panic!("a pair");
+        };
+        document.expiration = Some(Expiration::After(60));
+        let rendered = Rendered::Put(document.clone());
+        let judged = Listing::default().judge(Some(&rendered));
+        assert_eq!(judged, Judged::MayHaveExpired);
+        let stale = listing(&[("1", "b")]).judge(Some(&rendered));
+        assert_eq!(drift(stale), Drift::Stale);
+        document.expiration = Some(Expiration::At(4_000_000_000));
+        let judged = Listing::default().judge(Some(&Rendered::Put(document)));
+        assert_eq!(drift(judged), Drift::Missing);
     }
 
     #[test]

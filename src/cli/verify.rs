@@ -91,6 +91,14 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
     write_table(&mut out, &rows)?;
     writeln!(out)?;
     for (name, report) in found {
+        if report.expired > 0 {
+            writeln!(
+                out,
+                "{name}: {} of its documents are not in KV, which is where ttl ends them; they are \
+                 written again when their rows change",
+                report.expired
+            )?;
+        }
         if report.walking {
             writeln!(
                 out,
@@ -153,6 +161,7 @@ fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
                 "sync": name,
                 "equal": report.equal,
                 "missing": report.missing,
+                "expired": report.expired,
                 "stale": report.stale,
                 "orphaned": report.orphaned,
                 "dead_lettered": report.dead_lettered,

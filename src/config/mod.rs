@@ -28,7 +28,7 @@ use secrecy::SecretString;
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
 use crate::sink::token::TokenSource;
-use crate::source::TlsMode;
+use crate::source::{Attributes, TlsMode};
 use crate::sql_kit::{Schema, WatchSpec};
 
 pub use effective::{Effective, Entry};
@@ -247,6 +247,8 @@ pub struct Sync {
     pub value: ValueSource,
     /// SQL boolean expression: whether a row is published.
     pub filter: Option<String>,
+    /// What a pair has beside its value.
+    pub attributes: Attributes,
     /// Where the pairs go.
     pub namespace_id: NamespaceId,
 }

@@ -1,5 +1,7 @@
 //! The sections `[sync.NAME]`: what becomes a pair, and that no two syncs own the same names.
 
+mod document;
+
 use std::collections::BTreeSet;
 
 use super::effective::quoted;
@@ -10,6 +12,7 @@ use super::sections::{NAMESPACE_SOURCE, bad_name, is_name, sentence};
 use super::{Sync, ValueSource};
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
+use crate::source::Attributes;
 use crate::sql_kit::WatchSpec;
 
 /// Longest identifier of Postgres in bytes.
@@ -58,6 +61,7 @@ pub(super) fn read(
                 template: parts.template,
                 value: parts.value,
                 filter: parts.filter,
+                attributes: parts.attributes,
                 namespace_id,
             });
         watches = watches.zip(parts).map(|(mut all, parts)| {
@@ -91,6 +95,7 @@ struct Parts {
     template: Template,
     value: ValueSource,
     filter: Option<String>,
+    attributes: Attributes,
 }
 
 /// One sync, and the namespace that it names itself.
@@ -121,7 +126,8 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
     let template = key
         .zip(key_columns)
         .and_then(|(key, columns)| template(&mut section, &key, columns));
-    let value = value(&mut section);
+    let value = document::value(&mut section);
+    let attributes = document::attributes(&mut section);
     let watched = section.columns("watch");
     let filter = section.text("where", None);
     let filter_serves = filter.is_some() || !section.is_set("where");
@@ -132,7 +138,9 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
     let parts = || {
         let (template, key_columns) = template?;
         let value = value?;
-        let columns = watched_columns(watched?, &value, filter.as_deref());
+        let attributes = attributes?;
+        let reads_more = filter.is_some() || document::reads_columns(&attributes);
+        let columns = watched_columns(watched?, &value, reads_more);
         let watch = WatchSpec {
             sync: name.to_owned(),
             table: table?,
@@ -144,6 +152,7 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
             template,
             value,
             filter,
+            attributes,
         })
     };
     (parts(), namespace)
@@ -154,15 +163,15 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
 fn watched_columns(
     given: Option<Vec<String>>,
     value: &ValueSource,
-    filter: Option<&str>,
+    reads_more: bool,
 ) -> Option<Vec<String>> {
     let written = match value {
         ValueSource::Columns(columns) => columns.iter().map(|(column, _)| column.clone()).collect(),
         ValueSource::Expression(_) => Vec::new(),
     };
-    let mut watched = match (given, value, filter) {
+    let mut watched = match (given, value, reads_more) {
         (Some(given), ..) => given,
-        (None, ValueSource::Columns(_), None) => Vec::new(),
+        (None, ValueSource::Columns(_), false) => Vec::new(),
         (None, ..) => return None,
     };
     for column in written {
@@ -212,31 +221,6 @@ fn placeholders(key: &str) -> Vec<String> {
         .map(|(column, _)| column.to_owned())
         .filter(|column| !column.is_empty() && seen.insert(column.clone()))
         .collect()
-}
-
-fn value(section: &mut Section<'_, '_>) -> Option<ValueSource> {
-    let columns = section.names("columns", true);
-    let expression = section.text("value", None);
-    match (section.is_set("columns"), section.is_set("value")) {
-        (true, true) => {
-            let complaint = Complaint::new(
-                format!("and {} are both set", section.at("columns")),
-                "keep columns for a JSON object of columns, or value for an SQL expression",
-            );
-            section.problem("value", complaint);
-            None
-        }
-        (false, false) => {
-            section.missing(
-                "columns",
-                Scope::Sql,
-                "list the columns of the document, or give an SQL expression with value",
-            );
-            None
-        }
-        (true, false) => columns.map(ValueSource::Columns),
-        (false, true) => expression.map(ValueSource::Expression),
-    }
 }
 
 impl Section<'_, '_> {

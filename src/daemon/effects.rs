@@ -155,7 +155,7 @@ impl World {
                     let read = claimed
                         .rows
                         .into_iter()
-                        .map(|row| document::render(template, &row.columns, row.value))
+                        .map(|row| document::render(template, &row.columns, row.draft))
                         .collect();
                     Event::Prepared {
                         batch,

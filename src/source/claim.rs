@@ -11,7 +11,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use tokio::sync::Mutex;
 use tokio_postgres::Statement;
@@ -22,7 +21,7 @@ use super::link::Link;
 use super::rows::Plan;
 use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
-use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{BackfillStep, ClaimRequest, Walked};
 
 /// `$5` is the step of a backfill: none, rows, keys, enter or done.
@@ -314,16 +313,15 @@ impl Reader {
                 })
                 .collect::<Result<_, _>>()
                 .map_err(failed)?;
-            let value: Option<&str> = row.try_get(prepared.plan.columns + 1).map_err(failed)?;
-            let size = value.map_or(0, str::len);
+            let draft = prepared.plan.draft(&row).map_err(failed)?;
+            let size = draft.as_ref().map_or(0, Draft::weight);
             if !read.rows.is_empty() && read.bytes + size > max_bytes {
                 // Dropping the stream lets the driver throw away what still comes.
                 read.full = true;
                 break;
             }
             read.bytes += size;
-            let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
-            read.rows.push(Row { columns, value });
+            read.rows.push(Row { columns, draft });
         }
         Ok(read)
     }

@@ -141,7 +141,10 @@ impl Link {
             "set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'iso_8601';\
              set bytea_output = 'hex'; set extra_float_digits = 1; set row_security = off;\
              set search_path = pg_catalog; set client_min_messages = warning;\
-             set standard_conforming_strings = on;\
+             set standard_conforming_strings = on; set transform_null_equals = off;\
+             set lc_monetary = 'C'; set lc_numeric = 'C'; set lc_time = 'C';\
+             set xmlbinary = 'base64'; set quote_all_identifiers = off;\
+             set default_text_search_config = 'pg_catalog.simple';\
              set default_transaction_isolation = 'read committed';\
              set default_transaction_deferrable = off;\
              set statement_timeout = {statement}; set lock_timeout = {lock};\

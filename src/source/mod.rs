@@ -96,6 +96,29 @@ pub struct SyncSource {
     /// they are and run with the daemon's rights, in a read-only transaction, with only
     /// `pg_catalog` in the search path.
     pub filter: Option<String>,
+    /// What a pair has beside its value.
+    pub attributes: Attributes,
+}
+
+/// What a pair has beside its value, as SQL over the table's columns.
+#[derive(Clone, Debug, Default)]
+pub struct Attributes {
+    /// The MIME type of the value, as text; NULL is none.
+    pub content_type: Option<String>,
+    /// The user's own metadata, as JSON; NULL is none.
+    pub metadata: Option<String>,
+    /// How long the pair is to stand, where not until it is deleted.
+    pub expiry: Option<ExpirySql>,
+}
+
+/// How long a pair is to stand.
+#[derive(Clone, Debug)]
+pub enum ExpirySql {
+    /// Until a moment (timestamptz); NULL and infinity are never. A row whose moment has come is
+    /// not published.
+    At(String),
+    /// For so many seconds after each write.
+    After(u32),
 }
 
 /// How Postgres makes a document of a row.
@@ -103,7 +126,7 @@ pub struct SyncSource {
 pub enum ValueSql {
     /// One JSON object of columns, each with the name it has there; order is kept.
     Columns(Vec<(String, String)>),
-    /// An SQL expression, cast to text (json and jsonb give their JSON text, bytea its hex form).
-    /// NULL means that there is no document.
+    /// An SQL expression: bytes where its type is bytea, otherwise its text (that of json and jsonb
+    /// is JSON). NULL means that there is no document.
     Expression(String),
 }

@@ -10,8 +10,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::claim::Reader;
 use super::doorbell::Doorbell;
 use super::error::{Error, Kind, Place};
@@ -21,7 +19,7 @@ use super::outbox::Outbox;
 use super::settle::Settler;
 use super::triggers::Examiner;
 use super::{Settings, SyncSource, recover};
-use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
     Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, FetchMode, Fetched, SettleRequest,
     Walked,
@@ -54,17 +52,17 @@ pub struct Claimed {
 pub struct Row {
     /// The key columns as canonical text (UTC, ISO dates, hexadecimal bytea).
     pub columns: Vec<String>,
-    /// The document; `None` where there is no such row, it is not published, or its value is NULL.
-    /// Cut just above the largest KV value.
-    pub value: Option<Bytes>,
+    /// What the row makes; `None` where there is no such row, it is not published, or its value is
+    /// NULL.
+    pub draft: Option<Draft>,
 }
 
 impl std::fmt::Debug for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bytes = self.value.as_ref().map(Bytes::len);
+        let bytes = self.draft.as_ref().map(Draft::weight);
         write!(
             f,
-            "Row({} columns, value of {bytes:?} bytes)",
+            "Row({} columns, a draft of {bytes:?} bytes)",
             self.columns.len()
         )
     }
