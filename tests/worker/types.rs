@@ -145,11 +145,14 @@ async fn every_type_comes_out_as_postgres_renders_it() {
     };
     let text = format!("coalesce({})", each(&|column| format!("{column}::text")));
     let documents = format!(
-        "table = \"public.sample\"\nkey = \"assets/json/{{id}}\"\ncolumns = [{}]",
+        "table = \"public.sample\"\nkey = \"assets/json/{{id}}\"\ncolumns = [{}]\n\
+         content_type = \"'application/json'\"",
         each(&|column| format!("{column:?}")),
     );
-    let texts =
-        format!("table = \"public.sample\"\nkey = \"assets/text/{{id}}\"\nvalue = \"{text}\"");
+    let texts = format!(
+        "table = \"public.sample\"\nkey = \"assets/text/{{id}}\"\nvalue = \"{text}\"\n\
+         content_type = \"'text/plain; charset=utf-8'\""
+    );
     let sync = |name, toml: String| Sync {
         name,
         toml: toml.leak(),
@@ -178,14 +181,22 @@ async fn every_type_comes_out_as_postgres_renders_it() {
     assert!(rows.len() >= 50, "{} rows", rows.len());
     for row in rows {
         let id: String = row.get(0);
-        for (path, expected) in [
-            ("json", row.get(1)),
-            ("text", row.get::<_, Option<&str>>(2)),
+        for (path, mime, expected) in [
+            ("json", "application/json", row.get(1)),
+            (
+                "text",
+                "text/plain; charset=utf-8",
+                row.get::<_, Option<&str>>(2),
+            ),
         ] {
             let reply = way.edge.get(&format!("/assets/{path}/{id}")).await;
             // An expression that is NULL makes no document.
             let right = match expected {
-                Some(expected) => reply.status == 200 && reply.body == expected.as_bytes(),
+                Some(expected) => {
+                    reply.status == 200
+                        && reply.header("content-type") == mime
+                        && reply.body == expected.as_bytes()
+                }
                 None => reply.status == 404,
             };
             if !right {
