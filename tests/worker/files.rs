@@ -3,6 +3,7 @@
 use reqwest::Method;
 
 use super::Way;
+use crate::support::wait;
 use crate::support::worker::Reply;
 use crate::support::world::{NAMESPACE, Plan, Sync};
 
@@ -87,6 +88,12 @@ async fn files_come_out_byte_for_byte_with_their_types() {
         assert_eq!(file.reply.header("content-type"), mime, "{}", file.path);
         assert_eq!(again(&way, file).await, 304, "{}", file.path);
     }
+
+    let bytes: usize = before.iter().map(|file| file.content.len()).sum();
+    wait::say(&format!(
+        "files: {} files, {bytes} bytes, come out byte for byte with their MIME types",
+        before.len()
+    ));
 
     // Who has the old content, or the same content with the old type, gets the new one.
     way.world

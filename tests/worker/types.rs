@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Way;
+use crate::support::wait;
 use crate::support::world::{NAMESPACE, Plan, Sync};
 
 /// A column's type, and a value of it as SQL. Each makes one row, NULL in all other columns.
@@ -105,7 +106,7 @@ const ODD_SETTINGS: &str = "
 /// What pg2kv promises of the session that renders.
 const PROMISED_SETTINGS: &str = "
     set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'iso_8601';
-    set bytea_output = 'hex'; set extra_float_digits = 1;
+    set bytea_output = 'hex'; set extra_float_digits = 1; set lc_monetary = 'C';
 ";
 
 /// The name of a type's column.
@@ -178,7 +179,8 @@ async fn every_type_comes_out_as_postgres_renders_it() {
     );
     let mut wrong = Vec::new();
     let rows = way.world.rows(&oracle).await;
-    assert!(rows.len() >= 50, "{} rows", rows.len());
+    let count = rows.len();
+    assert!(count >= 50, "{count} rows");
     for row in rows {
         let id: String = row.get(0);
         for (path, mime, expected) in [
@@ -209,5 +211,9 @@ async fn every_type_comes_out_as_postgres_renders_it() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wait::say(&format!(
+        "types: {count} rows of {} types, as JSON and as text, come out byte for byte",
+        kinds.len()
+    ));
     way.stop().await;
 }
