@@ -85,6 +85,9 @@ impl Peers {
         let mut child = self
             .command(script)
             .arg(input.to_string())
+            // Killed, it could not stop what it has started itself. A test that fails ends its
+            // standard input, and so does one that is killed.
+            .kill_on_drop(false)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -132,7 +135,7 @@ impl Service {
     }
 
     /// Ends the script's standard input, waits until it is gone, and returns what it wrote to its
-    /// standard error. A test that fails before drops the child, which kills it.
+    /// standard error.
     pub(crate) async fn stop(mut self) -> String {
         drop(self.child.stdin.take());
         timeout(DEADLINE, self.child.wait())
