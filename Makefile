@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-worker simulate chaos lint fmt
+.PHONY: help demo test test-worker simulate chaos measure lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
@@ -36,6 +36,10 @@ chaos: ## Let a nemesis loose on two daemons for longer: make chaos MINUTES=30
 	@scripts/setup test
 	@PG2KV_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) cargo nextest run --locked --profile long \
 	  --no-capture -E 'test(/^chaos::nemesis/)'
+
+measure: ## Measure a change of one user in a document of 100,000
+	@scripts/setup test
+	@cargo nextest run --release --locked --no-capture -E 'test(=daemon::large::one_user_of_100000_in_one_document)'
 
 lint: ## Check format, lints, licences and sources of dependencies, and known vulnerabilities
 	@cargo fmt --check

@@ -255,11 +255,19 @@ impl Draft {
         }
     }
 
+    /// Bytes that Postgres put together for it, about.
+    pub fn made(&self) -> u64 {
+        match self.value {
+            DraftValue::TooLarge { bytes, .. } => bytes,
+            DraftValue::Whole(_) | DraftValue::Twice => self.weight() as u64,
+        }
+    }
+
     /// Bytes that it holds in memory, about.
     pub fn weight(&self) -> usize {
         let value = match &self.value {
             DraftValue::Whole(value) => value.bytes().len(),
-            DraftValue::TooLarge { .. } => 0,
+            DraftValue::TooLarge { .. } | DraftValue::Twice => 0,
         };
         value + self.metadata.as_ref().map_or(0, String::len)
     }
@@ -274,7 +282,12 @@ pub enum DraftValue {
     TooLarge {
         /// Its size in bytes.
         bytes: u64,
+        /// Among how many documents the rows of its key are divided, 1 where they are not; `None`
+        /// where one row is one document.
+        shards: Option<u32>,
     },
+    /// Two of its rows have the same member.
+    Twice,
 }
 
 /// How long a pair is to stand.

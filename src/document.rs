@@ -51,10 +51,17 @@ pub fn render(template: &Template, columns: &[String], draft: Option<Draft>) -> 
 fn document(name: KvName, draft: Draft) -> Result<Document, Poison> {
     let value = match draft.value {
         DraftValue::Whole(value) => value,
-        DraftValue::TooLarge { bytes } => return Err(too_large(bytes)),
+        DraftValue::TooLarge { bytes, shards } => return Err(too_large(bytes, shards)),
+        DraftValue::Twice => {
+            return Err(Poison::new(
+                PoisonReason::RowError,
+                "two rows of the document have the same member; take a column for `member` that \
+                 tells the rows of one document apart",
+            ));
+        }
     };
     if value.bytes().len() > KV_VALUE_MAX_BYTES {
-        return Err(too_large(value.bytes().len() as u64));
+        return Err(too_large(value.bytes().len() as u64, None));
     }
     if let Value::Text(text) = &value
         && let Err(error) = std::str::from_utf8(text)
@@ -78,11 +85,25 @@ fn document(name: KvName, draft: Draft) -> Result<Document, Poison> {
     })
 }
 
-fn too_large(bytes: u64) -> Poison {
+fn too_large(bytes: u64, shards: Option<u32>) -> Poison {
+    let advice = match shards {
+        None => String::new(),
+        Some(shards) => format!(
+            "; divide its rows among several documents: shards = {}, and {{shard}} in the key",
+            shards_for(bytes, shards)
+        ),
+    };
     Poison::new(
         PoisonReason::ValueTooLarge,
-        format!("the value has {bytes} bytes; Workers KV allows {KV_VALUE_MAX_BYTES}"),
+        format!("the value has {bytes} bytes; Workers KV allows {KV_VALUE_MAX_BYTES}{advice}"),
     )
+}
+
+/// So many that each would be half full, where `shards` give one of so many bytes.
+fn shards_for(bytes: u64, shards: u32) -> u64 {
+    bytes
+        .saturating_mul(u64::from(shards))
+        .div_ceil(KV_VALUE_MAX_BYTES as u64 / 2)
 }
 
 /// The expiry as KV takes it.

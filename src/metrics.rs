@@ -58,6 +58,7 @@ metrics! {
     COMMIT_TO_WRITTEN = "pg2kv_commit_to_written_seconds", Histogram, ["sync"], "Time from a key's oldest change in Postgres to the proof that KV has it.";
     BATCH_PAIRS = "pg2kv_batch_pairs", Histogram, [], "Pairs in a request to KV.";
     PAIRS_WRITTEN = "pg2kv_pairs_written_total", Counter, ["sync", "op"], "Pairs proven written or deleted. Cloudflare bills each.";
+    DOCUMENT_BYTES_MAX = "pg2kv_document_bytes_max", Gauge, ["sync"], "Size of the largest document made since the start. Workers KV takes 26214400 bytes.";
     KEYS_UNCHANGED = "pg2kv_keys_unchanged_total", Counter, ["sync"], "Keys whose document was in KV already, so that no write was billed.";
     KV_REQUESTS = "pg2kv_kv_requests_total", Counter, ["status_class"], "Bulk requests by status class; none where no reply came.";
     KV_REQUEST_DURATION = "pg2kv_kv_request_duration_seconds", Histogram, [], "Time from sending a bulk request to its reply.";

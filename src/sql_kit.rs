@@ -78,6 +78,10 @@ pub struct WatchSpec {
     pub key_columns: Vec<String>,
     /// Columns whose change counts, besides the key; `None` for every column.
     pub columns: Option<Vec<String>>,
+    /// Whether all rows of one key are one document.
+    pub collect: bool,
+    /// Among how many documents the rows of one key are divided.
+    pub shards: Option<u32>,
 }
 
 /// Everything that a database needs once: schema, roles, tables, functions. One transaction, to be
@@ -100,8 +104,15 @@ pub fn watch(schema: &Schema, spec: &WatchSpec) -> String {
         .columns
         .as_deref()
         .map_or_else(|| "null".to_owned(), text_array);
+    let mut collect = String::new();
+    if spec.collect {
+        collect.push_str(",\n  collect => true");
+    }
+    if let Some(shards) = spec.shards {
+        collect.push_str(&format!(",\n  shards => {shards}"));
+    }
     format!(
-        "select {schema}.watch(\n  {},\n  sync => {},\n  key => {},\n  columns => {columns}\n);\n",
+        "select {schema}.watch(\n  {},\n  sync => {},\n  key => {},\n  columns => {columns}{collect}\n);\n",
         quote_literal(&spec.table),
         quote_literal(&spec.sync),
         text_array(&spec.key_columns),
@@ -198,6 +209,8 @@ mod tests {
             table: "public.users".into(),
             key_columns: vec!["id".into()],
             columns: Some(vec!["plan".into(), "it's".into()]),
+            collect: false,
+            shards: None,
         };
         assert_eq!(
             watch(&Schema::default(), &spec),
@@ -209,5 +222,14 @@ mod tests {
             ..spec
         };
         assert!(watch(&Schema::default(), &all).contains("columns => null\n"));
+        let whole = WatchSpec {
+            key_columns: Vec::new(),
+            collect: true,
+            shards: Some(8),
+            ..all
+        };
+        assert!(watch(&Schema::default(), &whole).ends_with(
+            "key => array[]::text[],\n  columns => null,\n  collect => true,\n  shards => 8\n);\n"
+        ));
     }
 }

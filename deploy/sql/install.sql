@@ -7,6 +7,9 @@
 -- does           small row (the key, never a value) to pg2kv.outbox in the writer's own transaction.
 -- Cost           An UPDATE that changes no watched column: one comparison. Any other change: one
 --                insert. NOTIFY is called only while the daemon sleeps.
+--                With collect => true many rows are one document: writers pay the same, but for each
+--                changed document the daemon reads all its rows, so an index that begins with the key
+--                columns matters. Many changes of one document within a second are one read.
 -- Locks          This file locks nothing of yours. watch() takes SHARE ROW EXCLUSIVE (writers wait,
 --                readers do not) and unwatch() ACCESS EXCLUSIVE, both for milliseconds, and both give
 --                up after 2 s instead of making others queue behind them.
@@ -94,7 +97,10 @@ create table if not exists pg2kv.sync (
 );
 alter table pg2kv.sync
   add column if not exists keys_estimate bigint,
-  add column if not exists deletes_approved_until timestamptz;
+  add column if not exists deletes_approved_until timestamptz,
+  add column if not exists collect boolean not null default false,
+  add column if not exists shards int,
+  add column if not exists shard_key text[];
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
 comment on column pg2kv.sync.backfilled_at is
   'When the daemon last finished a walk over all rows; null makes it begin one, -infinity once the triggers are in order again';
@@ -102,6 +108,9 @@ comment on column pg2kv.sync.keys_estimate is
   'Keys, as last counted or estimated: what the daemon holds mass deletes against';
 comment on column pg2kv.sync.deletes_approved_until is
   'Any number of keys may be deleted from KV until then; see approve_deletes()';
+comment on column pg2kv.sync.collect is 'All rows with one key are one document';
+comment on column pg2kv.sync.shards is 'Among so many documents the rows of one key are divided; null is not at all';
+comment on column pg2kv.sync.shard_key is 'The primary key when it was watched: what pg2kv.shard() divides by';
 comment on column pg2kv.sync.columns is 'Columns whose change counts, besides the key; null means every column';
 
 create table if not exists pg2kv.outbox (
@@ -269,13 +278,55 @@ $$;
 comment on function pg2kv.key_expression(regclass, text[], text) is
   'SQL for the key of a row: an array of the key columns, null when one of them is null';
 
-create or replace function pg2kv.check_table(relation regclass, key text[], columns text[]) returns void
+create or replace function pg2kv.shard(key text, shards int) returns int
+  language sql immutable parallel safe
+  return (('x' || substr(md5(key), 1, 8))::bit(32)::bigint % shards)::int;
+comment on function pg2kv.shard(text, int) is
+  'Which of so many documents a row is in: the first 8 hexadecimal digits of the md5 of its primary key as text (columns with commas between), modulo shards';
+
+create or replace function pg2kv.shard_expression(relation regclass, key text[], shards int, of_row text)
+  returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- A cast where it is immutable, so that an index can be on the expression; otherwise the text
+  -- that JSON has for the value, which no setting of a session changes.
+  select case when shards is not null then format('pg2kv.shard(%s, %s)', string_agg(
+    case when pg2kv.base_type(a.atttypid) = any (array['int2', 'int4', 'int8', 'numeric', 'bool', 'uuid',
+                                                       'text', 'varchar']::regtype[])
+      then format('%s.%I::text', of_row, a.attname)
+      else format('(%s ->> 0)', pg2kv.key_expression(relation, array[k.name], of_row))
+    end, ' || '','' || ' order by k.position), shards) end
+  from unnest(key) with ordinality as k (name, position)
+  join pg_attribute a
+    on a.attrelid = relation and a.attname = k.name and a.attnum > 0 and not a.attisdropped
+$$;
+comment on function pg2kv.shard_expression(regclass, text[], int, text) is
+  'SQL for the shard of a row, as triggers and the daemon compute it';
+
+create or replace function pg2kv.document_key(
+    relation regclass, key text[], shard_key text[], shards int, of_row text) returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case when cardinality(key) = 0 then 'jsonb_build_array()'
+           else pg2kv.key_expression(relation, key, of_row) end
+    || coalesce(format(' || jsonb_build_array(%s)',
+                       pg2kv.shard_expression(relation, shard_key, shards, of_row)), '')
+$$;
+comment on function pg2kv.document_key(regclass, text[], text[], int, text) is
+  'SQL for the key of the document that a row is in: the key of the row, and its shard behind it';
+
+drop function if exists pg2kv.check_table(regclass, text[], text[]);
+create or replace function pg2kv.check_table(
+    relation regclass, key text[], columns text[], collect boolean, shard_key text[]) returns void
   language plpgsql stable
   set search_path = pg_catalog, pg_temp
 as $$
 declare
   class record;
   wrong text;
+  is_unique boolean;
 begin
   select c.* into class from pg_class c where c.oid = relation;
   if class.relkind not in ('r', 'p') or class.relpersistence = 't'
@@ -303,7 +354,10 @@ begin
       using hint = 'Watch the partitions that live in this database.';
   end if;
 
-  if coalesce(cardinality(key), 0) = 0 then
+  if collect and key is null then
+    raise exception 'key is null' using hint = 'For one document of the whole table write key => ''{}''.';
+  end if;
+  if not collect and coalesce(cardinality(key), 0) = 0 then
     raise exception 'key names no column' using hint = 'For example key => ''{id}''.';
   end if;
   select string_agg(coalesce(format('%I', name), 'null'), ', ') into wrong
@@ -319,14 +373,14 @@ begin
   select string_agg(format('%I (%s)', a.attname, format_type(a.atttypid, a.atttypmod)), ', ') into wrong
     from pg_attribute a
     join pg_type t on t.oid = pg2kv.base_type(a.atttypid)
-    where a.attrelid = relation and a.attname = any (key) and a.attnum > 0
+    where a.attrelid = relation and a.attname = any (key || shard_key) and a.attnum > 0
       and (t.typtype not in ('b', 'e') or t.typcategory = 'A'
            or t.oid in ('interval'::regtype, 'money'::regtype, 'xml'::regtype, 'json'::regtype, 'jsonb'::regtype));
   if wrong is not null then
     raise exception 'a key of KV cannot be made from %', wrong
       using hint = 'Use numbers, text, uuid, boolean, dates and times, bytea, network addresses or enums.';
   end if;
-  if not exists (
+  is_unique := exists (
     select from pg_index i
     where i.indrelid = relation and i.indisunique and i.indisvalid and i.indimmediate
       and i.indpred is null and i.indexprs is null
@@ -335,17 +389,58 @@ begin
            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
            where k.position <= i.indnkeyatts)
         = (select array_agg(name order by name) from unnest(key) name)
-  ) then
+  );
+  if not is_unique and not collect then
     raise exception 'no unique index of % is on exactly the key columns (%)', relation, array_to_string(key, ', ')
       using detail = 'It takes the primary key, or a unique index that is neither partial nor deferrable.',
             hint = format('create unique index%s on %s (%s);',
                           case class.relkind when 'r' then ' concurrently' else '' end, relation,
                           (select string_agg(format('%I', name), ', ') from unnest(key) name));
   end if;
+  if is_unique and collect and cardinality(key) > 0 then
+    raise exception 'the key columns (%) are unique, so each document would hold one row',
+        array_to_string(key, ', ')
+      using hint = 'Leave collect out, or name the columns that the rows of one document share.';
+  end if;
 end
 $$;
-comment on function pg2kv.check_table(regclass, text[], text[]) is
+comment on function pg2kv.check_table(regclass, text[], text[], boolean, text[]) is
   'Refuses what watch() cannot watch, and says why';
+
+create or replace function pg2kv.index_advice(sync text) returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with wanted as (
+    select s.relation, s.key_columns, cardinality(s.key_columns) as width, c.relkind,
+      replace(nullif(e.shard, case when e.shard like '%jsonb%' then e.shard end), 'pg2kv_row.', '') as shard
+    from pg2kv.sync s
+    join pg_class c on c.oid = s.relation
+    cross join lateral (
+      select pg2kv.shard_expression(s.relation, s.shard_key, s.shards, 'pg2kv_row') as shard) e
+    where s.name = index_advice.sync and s.collect
+  )
+  select format('create index%s on %s (%s);',
+    case relkind when 'r' then ' concurrently' else '' end, relation,
+    concat_ws(', ', (select string_agg(format('%I', name), ', ' order by position)
+                     from unnest(key_columns) with ordinality as k (name, position)), shard))
+  from wanted w
+  where (width > 0 or shard is not null) and not exists (
+    select from pg_index i
+    where i.indrelid = w.relation and i.indisvalid and i.indpred is null
+      and i.indnkeyatts >= w.width + (w.shard is not null)::int
+      and (select array_agg(a.attname::text order by a.attname::text)
+           from unnest(i.indkey::int2[]) with ordinality as k (attnum, position)
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+           where k.position <= w.width)
+        is not distinct from (select array_agg(name order by name) from unnest(w.key_columns) name)
+      -- Casts and parentheses are written in more than one way.
+      and (w.shard is null or
+           regexp_replace(pg_get_indexdef(i.indexrelid, w.width + 1, true), '[() ]|::text', '', 'g')
+             = regexp_replace(w.shard, '[() ]|::text', '', 'g')))
+$$;
+comment on function pg2kv.index_advice(text) is
+  'For a sync that collects: the index that it lacks, without which each of its reads goes through the whole table';
 
 create or replace function pg2kv.trigger_faults(sync text) returns text
   language sql stable
@@ -408,7 +503,10 @@ begin
     return; -- the table is gone, and its privileges with it
   end if;
   execute format('revoke select on table %s from pg2kv_daemon', relation);
-  for watched in select s.key_columns, s.columns from pg2kv.sync s where s.relation = set_grants.relation loop
+  for watched in
+    select s.key_columns || coalesce(s.shard_key, '{}') as key_columns, s.columns
+    from pg2kv.sync s where s.relation = set_grants.relation
+  loop
     if watched.columns is null then
       execute format('grant select on table %s to pg2kv_daemon', relation);
     else
@@ -476,7 +574,10 @@ $$;
 comment on function pg2kv.approve_deletes(text, interval) is
   'Lets the daemon delete any number of keys of a sync from KV for a while; returns until when';
 
-create or replace function pg2kv.watch(relation regclass, sync text, key text[], columns text[] default null)
+drop function if exists pg2kv.watch(regclass, text, text[], text[]);
+create or replace function pg2kv.watch(
+    relation regclass, sync text, key text[], columns text[] default null,
+    collect boolean default false, shards int default null)
   returns text
   language plpgsql
   set search_path = pg_catalog, pg_temp
@@ -486,6 +587,8 @@ declare
   one_table regclass;
   settings text;
   changed text;
+  primary_key text[];
+  advice text;
 begin
   if not pg_has_role('pg2kv_owner', 'usage') then
     raise exception 'role % is not a member of pg2kv_owner', current_user
@@ -502,11 +605,29 @@ begin
     raise exception 'the name % is too long: its triggers would need more than 63 characters', quote_literal(sync)
       using hint = 'Choose a shorter name for the sync.';
   end if;
-  perform pg2kv.check_table(relation, key, columns);
+  collect := coalesce(collect, false);
+  if shards is not null then
+    if not collect or shards not between 1 and 1000 then
+      raise exception 'shards => % cannot be: it takes collect => true, and 1 to 1000', shards
+        using hint = 'Shards divide one document of many rows among several.';
+    end if;
+    select array_agg(a.attname::text order by k.position) into primary_key
+      from pg_index i
+      cross join unnest(i.indkey::int2[]) with ordinality as k (attnum, position)
+      join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+      where i.indrelid = watch.relation and i.indisprimary and k.position <= i.indnkeyatts;
+    if primary_key is null then
+      raise exception '% has no primary key, by which rows are divided among shards', relation
+        using hint = 'Give the table a primary key, or leave shards out.';
+    end if;
+  end if;
+  perform pg2kv.check_table(relation, key, columns, collect, primary_key);
 
   select * into before from pg2kv.sync s where s.name = watch.sync;
   if before.relation = watch.relation and before.key_columns = watch.key
      and before.columns is not distinct from watch.columns
+     and before.collect = watch.collect and before.shards is not distinct from watch.shards
+     and before.shard_key is not distinct from primary_key
      and pg2kv.trigger_faults(sync) is null then
     return format('%s is watched as %s already; nothing was changed', relation, sync);
   end if;
@@ -520,7 +641,7 @@ begin
       then 'set extra_float_digits = 1' -- or the writer's setting would show in the key
     end
     into settings
-    from pg_attribute where attrelid = relation and attname = any (key);
+    from pg_attribute where attrelid = relation and attname = any (key || primary_key);
   execute format('create or replace function pg2kv.capture_%s() returns trigger
   language plpgsql security definer
   set search_path = pg_catalog, pg_temp %s
@@ -552,7 +673,8 @@ begin
   end if;
   return null;
 end
-$capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new')));
+$capture$, sync, pg2kv.document_key(relation, key, primary_key, shards, 'old'),
+        pg2kv.document_key(relation, key, primary_key, shards, 'new')));
   execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', sync);
   execute format('revoke all on function pg2kv.capture_%s() from public', sync);
   execute format('comment on function pg2kv.capture_%s() is %L', sync,
@@ -567,7 +689,7 @@ $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expressio
                   string_agg(format('old.%I', name), ', '), string_agg(format('new.%I', name), ', '))
     end
     into changed
-    from (select distinct name from unnest(key || watch.columns) name order by name) watched;
+    from (select distinct name from unnest(key || watch.columns || primary_key) name order by name) watched;
   execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
     for each row execute function pg2kv.capture_%1$s()', sync, relation);
   execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
@@ -589,10 +711,11 @@ $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expressio
   end loop;
   perform pg2kv.drop_triggers(sync, array(select pg2kv.tables_of(relation)));
 
-  insert into pg2kv.sync (name, relation, key_columns, columns)
-    values (watch.sync, watch.relation, watch.key, watch.columns)
+  insert into pg2kv.sync (name, relation, key_columns, columns, collect, shards, shard_key)
+    values (watch.sync, watch.relation, watch.key, watch.columns, watch.collect, watch.shards, primary_key)
     on conflict (name) do update
     set relation = excluded.relation, key_columns = excluded.key_columns, columns = excluded.columns,
+        collect = excluded.collect, shards = excluded.shards, shard_key = excluded.shard_key,
         created_at = excluded.created_at;
   perform pg2kv.set_grants(relation);
   if before.relation <> relation then
@@ -605,11 +728,16 @@ $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expressio
     raise warning '% has row-level security, under which the daemon refuses to read', relation
       using hint = 'Give the role that the daemon logs in as BYPASSRLS.';
   end if;
+  advice := pg2kv.index_advice(sync);
+  if advice is not null then
+    raise notice 'each change of % reads all of %: no index begins with what its documents share', sync, relation
+      using hint = advice;
+  end if;
   return format('%s is watched as %s', relation, sync);
 end
 $$;
-comment on function pg2kv.watch(regclass, text, text[], text[]) is
-  'Has the changes of a table recorded: watch(''public.users'', sync => ''users'', key => ''{id}'', columns => ''{plan,flags}'')';
+comment on function pg2kv.watch(regclass, text, text[], text[], boolean, int) is
+  'Has the changes of a table recorded: watch(''public.users'', sync => ''users'', key => ''{id}'', columns => ''{plan,flags}''); with collect, all rows of one key are one document';
 
 create or replace function pg2kv.unwatch(sync text) returns text
   language plpgsql
@@ -670,6 +798,8 @@ comment on function pg2kv.status() is
 revoke all on schema pg2kv from public;
 revoke all on all tables in schema pg2kv from public;
 revoke all on all functions in schema pg2kv from public;
+-- Writers need it where an index is on it.
+grant execute on function pg2kv.shard(text, int) to public;
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
 grant select, update (backfilled_at, keys_estimate) on pg2kv.sync to pg2kv_daemon;
@@ -679,6 +809,8 @@ grant select, insert, update, delete
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
 grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),
-  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass) to pg2kv_daemon;
+  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass), pg2kv.index_advice(text),
+  pg2kv.shard_expression(regclass, text[], int, text), pg2kv.key_expression(regclass, text[], text),
+  pg2kv.base_type(oid) to pg2kv_daemon;
 
 commit;

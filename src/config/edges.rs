@@ -124,6 +124,7 @@ impl Config {
                 },
                 filter: sync.filter.clone(),
                 attributes: sync.attributes.clone(),
+                collect: sync.collect.clone(),
             })
             .collect()
     }

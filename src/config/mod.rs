@@ -28,7 +28,7 @@ use secrecy::SecretString;
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
 use crate::sink::token::TokenSource;
-use crate::source::{Attributes, TlsMode};
+use crate::source::{Attributes, Collect, TlsMode};
 use crate::sql_kit::{Schema, WatchSpec};
 
 pub use effective::{Effective, Entry};
@@ -249,6 +249,8 @@ pub struct Sync {
     pub filter: Option<String>,
     /// What a pair has beside its value.
     pub attributes: Attributes,
+    /// How all rows of one key become one document; `None` where each row is one.
+    pub collect: Option<Collect>,
     /// Where the pairs go.
     pub namespace_id: NamespaceId,
 }

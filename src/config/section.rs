@@ -229,6 +229,22 @@ impl<'r, 's> Section<'r, 's> {
         None
     }
 
+    /// The same where it is set, without a default. Outer `None`: a problem was recorded.
+    pub(super) fn number_if_set<T>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+    ) -> Option<Option<T>>
+    where
+        T: Copy + Display + PartialOrd + TryFrom<i64>,
+    {
+        if self.is_set(key) {
+            return self.number(key, *range.start(), range).map(Some);
+        }
+        self.enter_default(key, None);
+        Some(None)
+    }
+
     /// A number as it was written, entered among the values in force. A variable is always text, so
     /// there its text is parsed, and kept where it is no number.
     fn plain<N: FromStr + Display>(

@@ -1,5 +1,6 @@
 //! The sections `[sync.NAME]`: what becomes a pair, and that no two syncs own the same names.
 
+mod collect;
 mod document;
 
 use std::collections::BTreeSet;
@@ -12,7 +13,7 @@ use super::sections::{NAMESPACE_SOURCE, bad_name, is_name, sentence};
 use super::{Sync, ValueSource};
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
-use crate::source::Attributes;
+use crate::source::{Attributes, Collect, CollectInto};
 use crate::sql_kit::WatchSpec;
 
 /// Longest identifier of Postgres in bytes.
@@ -62,6 +63,7 @@ pub(super) fn read(
                 value: parts.value,
                 filter: parts.filter,
                 attributes: parts.attributes,
+                collect: parts.collect,
                 namespace_id,
             });
         watches = watches.zip(parts).map(|(mut all, parts)| {
@@ -96,6 +98,7 @@ struct Parts {
     value: ValueSource,
     filter: Option<String>,
     attributes: Attributes,
+    collect: Option<Collect>,
 }
 
 /// One sync, and the namespace that it names itself.
@@ -123,9 +126,13 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
         );
     }
     let key_columns = section.columns("key_columns");
-    let template = key
-        .zip(key_columns)
-        .and_then(|(key, columns)| template(&mut section, &key, columns));
+    let collect = collect::read(&mut section);
+    let template =
+        key.zip(key_columns)
+            .zip(collect.as_ref())
+            .and_then(|((key, columns), collect)| {
+                template(&mut section, &key, columns, collect.as_ref())
+            });
     let value = document::value(&mut section);
     let attributes = document::attributes(&mut section);
     let watched = section.columns("watch");
@@ -139,13 +146,21 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
         let (template, key_columns) = template?;
         let value = value?;
         let attributes = attributes?;
-        let reads_more = filter.is_some() || document::reads_columns(&attributes);
-        let columns = watched_columns(watched?, &value, reads_more);
+        let collect = collect?;
+        let ordered = collect.as_ref().is_some_and(|c| c.order_by.is_some());
+        let reads_more = filter.is_some() || ordered || document::reads_columns(&attributes);
+        let member = collect.as_ref().and_then(|collect| match &collect.into {
+            CollectInto::Object { member } => Some(member.as_str()),
+            CollectInto::List => None,
+        });
+        let columns = watched_columns(watched?, &value, member, reads_more);
         let watch = WatchSpec {
             sync: name.to_owned(),
             table: table?,
             key_columns,
             columns,
+            collect: collect.is_some(),
+            shards: collect.as_ref().and_then(|collect| collect.shards),
         };
         (name_serves && filter_serves).then_some(Parts {
             watch,
@@ -153,6 +168,7 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
             value,
             filter,
             attributes,
+            collect,
         })
     };
     (parts(), namespace)
@@ -163,12 +179,14 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
 fn watched_columns(
     given: Option<Vec<String>>,
     value: &ValueSource,
+    member: Option<&str>,
     reads_more: bool,
 ) -> Option<Vec<String>> {
-    let written = match value {
+    let mut written: Vec<String> = match value {
         ValueSource::Columns(columns) => columns.iter().map(|(column, _)| column.clone()).collect(),
         ValueSource::Expression(_) => Vec::new(),
     };
+    written.extend(member.map(str::to_owned));
     let mut watched = match (given, value, reads_more) {
         (Some(given), ..) => given,
         (None, ValueSource::Columns(_), false) => Vec::new(),
@@ -187,17 +205,42 @@ fn template(
     section: &mut Section<'_, '_>,
     key: &str,
     given: Option<Vec<String>>,
+    collect: Option<&Collect>,
 ) -> Option<(Template, Vec<String>)> {
-    let columns = given.unwrap_or_else(|| placeholders(key));
-    if columns.is_empty() {
+    let sharded = collect.is_some_and(|collect| collect.shards.is_some());
+    if sharded && given.iter().flatten().any(|name| name == collect::SHARD) {
         let complaint = Complaint::new(
-            format!("= {} holds no column", quoted(key)),
-            "put the column that tells rows apart in braces: \"user:{id}\"",
+            "names shard, which stands for the number of the shard here",
+            "leave it out of key_columns; a column of this name cannot be in the key with shards",
+        );
+        section.problem("key_columns", complaint);
+        return None;
+    }
+    if sharded && !placeholders(key).iter().any(|name| name == collect::SHARD) {
+        let complaint = Complaint::new(
+            format!("= {} holds no {{shard}}, and shards is set", quoted(key)),
+            "put the number of the shard into the key: \"users:{shard}\"",
         );
         section.problem("key", complaint);
         return None;
     }
-    match Template::parse(key, &columns) {
+    let named = given.unwrap_or_else(|| placeholders(key));
+    let columns: Vec<String> = named
+        .into_iter()
+        .filter(|name| !(sharded && name == collect::SHARD))
+        .collect();
+    if columns.is_empty() && collect.is_none() {
+        let complaint = Complaint::new(
+            format!("= {} holds no column", quoted(key)),
+            "put the column that tells rows apart in braces: \"user:{id}\"; or set collect, for one \
+             document of all rows",
+        );
+        section.problem("key", complaint);
+        return None;
+    }
+    let mut values = columns.clone();
+    values.extend(sharded.then(|| collect::SHARD.to_owned()));
+    match Template::parse(key, &values) {
         Ok(template) => Some((template, columns)),
         Err(error) => {
             let (what, help) = sentence(&error.to_string());

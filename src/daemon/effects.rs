@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::sizes::Sizes;
 use super::{SyncSpec, clock};
 use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, SyncId};
 use crate::document;
@@ -20,6 +21,7 @@ pub(super) struct World {
     pub(super) syncs: Vec<SyncSpec>,
     pub(super) kv: KvClient,
     pub(super) holder: String,
+    pub(super) sizes: Sizes,
 }
 
 /// What a task ends in.
@@ -152,11 +154,12 @@ impl World {
             Effect::Prepare { batch, request } => match session.prepare(&request).await {
                 Ok(claimed) => {
                     let template = &self.sync(request.sync).template;
-                    let read = claimed
+                    let read: Vec<_> = claimed
                         .rows
                         .into_iter()
                         .map(|row| document::render(template, &row.columns, row.draft))
                         .collect();
+                    self.sizes.note(request.sync, &read);
                     Event::Prepared {
                         batch,
                         claim: claimed.claim,

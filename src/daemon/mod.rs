@@ -7,6 +7,7 @@
 
 mod clock;
 mod effects;
+mod sizes;
 mod telling;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::effects::{Done, Leadership, World};
+use self::sizes::Sizes;
 use self::telling::Teller;
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind};
@@ -142,6 +144,7 @@ impl Daemon {
             syncs: settings.syncs,
             kv,
             holder: settings.holder,
+            sizes: Sizes::new(names.iter().cloned()),
         };
         let daemon = Self {
             relay,

@@ -207,15 +207,24 @@ fn a_value_over_the_limits_is_poison() {
         PoisonReason::ValueTooLarge
     );
     assert_eq!(reason(vec![b'x', 0xff]), PoisonReason::RowError);
-    let cut = DraftValue::TooLarge { bytes: 30_000_000 };
-    let poison = poison(Draft {
-        value: cut,
-        ..Draft::of(words(""))
-    });
+    let detail = |value| {
+        let draft = Draft {
+            value,
+            ..Draft::of(words(""))
+        };
+        poison(draft).detail
+    };
+    let too_large = |bytes, shards| detail(DraftValue::TooLarge { bytes, shards });
+    let sentence = "the value has 30000000 bytes; Workers KV allows 26214400";
+    assert_eq!(too_large(30_000_000, None), sentence);
     assert_eq!(
-        poison.detail,
-        "the value has 30000000 bytes; Workers KV allows 26214400"
+        too_large(30_000_000, Some(1)),
+        format!(
+            "{sentence}; divide its rows among several documents: shards = 3, and {{shard}} in the key"
+        )
     );
+    assert!(too_large(30_000_000, Some(8)).contains("shards = 19,"));
+    assert!(detail(DraftValue::Twice).contains("the same member"));
     // Bytes need not be text.
     put(Draft::of(Value::Binary(Bytes::from_static(b"x\xff"))));
 }

@@ -98,7 +98,8 @@ const PRIVILEGES: &str = "\
     where not has_sequence_privilege('pg2kv.outbox_id_seq', 'select')
     union all
     select w.name || ': execute'
-    from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)')) as w(name)
+    from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)'),
+      ('pg2kv.index_advice(text)')) as w(name)
     where not has_function_privilege(w.name, 'execute')
     union all
     select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'))
@@ -124,7 +125,7 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
     for sync in syncs {
         findings.push(triggers(settings, &link, sync).await);
         let what = format!("sync {}: table", sync.name);
-        let readable = match Plan::prepare(&link, sync).await {
+        let readable = match Plan::prepare(settings, &link, sync).await {
             Ok(plan) => plan.try_out(&link, sync).await,
             Err(error) => Err(error),
         };
@@ -132,6 +133,9 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
             Ok(()) => Finding::fine(what, "columns, value and filter are valid, and readable"),
             Err(error) => Finding::error(what, &error),
         });
+        if sync.collect.is_some() {
+            findings.push(index(settings, &link, sync).await);
+        }
     }
     findings
 }
@@ -204,6 +208,30 @@ async fn privileges(settings: &Settings, link: &Link) -> Result<Finding, Error> 
             settings.schema
         ),
     ))
+}
+
+/// Whether the rows of one document can be found without a look at all.
+async fn index(settings: &Settings, link: &Link, sync: &SyncSource) -> Finding {
+    let what = format!("sync {}: index", sync.name);
+    let sql = settings.sql("select pg2kv.index_advice($1)");
+    let advice = link
+        .call(
+            "looking for an index",
+            2,
+            Place::Own,
+            link.client().query_one(&sql, &[&sync.name]),
+        )
+        .await
+        .map(|row| row.get::<_, Option<String>>(0));
+    match advice {
+        Ok(None) => Finding::fine(what, "the rows of one document are found by an index"),
+        Ok(Some(index)) => Finding::doubtful(
+            what,
+            format!("each change reads all of {}", sync.table),
+            index,
+        ),
+        Err(error) => Finding::error(what, &error),
+    }
 }
 
 async fn triggers(settings: &Settings, link: &Link, sync: &SyncSource) -> Finding {

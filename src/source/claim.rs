@@ -68,6 +68,7 @@ const CLAIM: &str = "\
 
 /// A connection that claims and reads.
 pub(crate) struct Reader {
+    settings: Settings,
     link: Arc<Link>,
     claim: Statement,
     plans: Mutex<HashMap<SyncId, Arc<Prepared>>>,
@@ -83,6 +84,8 @@ struct Prepared {
 struct Read {
     rows: Vec<Row>,
     bytes: usize,
+    /// Bytes that the server made, those that it kept included.
+    made: u64,
     /// It stopped before the end of the keys that were asked for.
     full: bool,
 }
@@ -99,6 +102,7 @@ impl Reader {
             )
             .await?;
         Ok(Self {
+            settings: settings.clone(),
             link,
             claim,
             plans: Mutex::default(),
@@ -119,7 +123,7 @@ impl Reader {
         if let Some(plan) = plans.get(&sync.id) {
             return Ok(plan.clone());
         }
-        let plan = Plan::prepare(&self.link, sync).await?;
+        let plan = Plan::prepare(&self.settings, &self.link, sync).await?;
         let row_bytes = AtomicU64::new(plan.row_bytes);
         let prepared = Arc::new(Prepared { plan, row_bytes });
         plans.insert(sync.id, prepared.clone());
@@ -266,7 +270,7 @@ impl Reader {
         let client = self.link.client();
         let (begun, read, committed) = tokio::join!(
             biased;
-            client.batch_execute("begin read only"),
+            client.batch_execute(prepared.plan.begin),
             self.rows(prepared, keys, max_bytes, &doing),
             client.batch_execute("commit"),
         );
@@ -287,6 +291,7 @@ impl Reader {
         let mut read = Read {
             rows: Vec::with_capacity(keys.len()),
             bytes: 0,
+            made: 0,
             full: false,
         };
         let rows = self
@@ -321,6 +326,7 @@ impl Reader {
                 break;
             }
             read.bytes += size;
+            read.made += draft.as_ref().map_or(0, Draft::made);
             read.rows.push(Row { columns, draft });
         }
         Ok(read)
@@ -452,8 +458,7 @@ impl Prepared {
 
     /// Moves the guess halfway to what was seen.
     fn learn(&self, read: &Read) {
-        if let Some(seen) = read.bytes.checked_div(read.rows.len()) {
-            let seen = u64::try_from(seen).unwrap_or(u64::MAX);
+        if let Some(seen) = read.made.checked_div(read.rows.len() as u64) {
             let before = self.row_bytes.load(Ordering::Relaxed);
             self.row_bytes.store(
                 (before / 2).saturating_add(seen / 2).max(1),

@@ -98,6 +98,33 @@ pub struct SyncSource {
     pub filter: Option<String>,
     /// What a pair has beside its value.
     pub attributes: Attributes,
+    /// How all rows of one key become one document; `None` where each row is one.
+    pub collect: Option<Collect>,
+}
+
+/// How rows become one document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collect {
+    /// What it is.
+    pub into: CollectInto,
+    /// SQL of an ORDER BY; what it leaves open, and all without it, is in the order of members, or
+    /// of the elements' own text.
+    pub order_by: Option<String>,
+    /// Among how many documents the rows of one key are divided; the number of a document is the
+    /// last value of its key.
+    pub shards: Option<u32>,
+}
+
+/// What many rows become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CollectInto {
+    /// A JSON object with a member for each row.
+    Object {
+        /// The column that names the member. A row where it is NULL is not in the object.
+        member: String,
+    },
+    /// A JSON list with an element for each row.
+    List,
 }
 
 /// What a pair has beside its value, as SQL over the table's columns.

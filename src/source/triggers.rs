@@ -7,14 +7,16 @@
 
 use std::collections::HashMap;
 
+use serde_json::json;
+
 use super::error::{Error, Place};
 use super::link::Link;
 use super::{Settings, SyncSource};
 use crate::change::{Epoch, SyncId};
 use crate::ledger::Examined;
 
-/// The verdict on each of `wanted(name, relation, key)`: a sync, its table and its key columns (a
-/// JSON array) as configured. `fault` is null where all is well.
+/// The verdict on each of `wanted(name, relation, key)`: a sync, its table and what [`key_json`]
+/// says of its key, as configured. `fault` is null where all is well.
 ///
 /// The table is looked up without `to_regclass`, which fails for all where one schema is barred.
 pub(crate) const JUDGED: &str = "\
@@ -23,8 +25,12 @@ pub(crate) const JUDGED: &str = "\
       when c.oid is null then 'there is no such table'
       when c.oid <> s.relation::oid
         then 'another table is watched under this name (was it swapped by a rename?)'
-      when to_jsonb(s.key_columns) <> w.key::jsonb
+      when to_jsonb(s.key_columns) <> w.key::jsonb->'columns'
         then 'other key columns are watched than configured'
+      when to_jsonb(s.collect) <> w.key::jsonb->'collect'
+        then 'collect is not as configured: one row or many in a document'
+      when to_jsonb(coalesce(s.shards, 0)) <> w.key::jsonb->'shards'
+        then 'another number of shards is watched than configured'
       else pg2kv.trigger_faults(s.name) end as fault,
       coalesce(s.backfilled_at = '-infinity', false) as owed
     from wanted as w
@@ -36,9 +42,15 @@ pub(crate) const JUDGED: &str = "\
 /// One sync, for [`fault`].
 const ONE: &str = "wanted(name, relation, key) as (select $1::text, $2::text, $3::text)";
 
-/// The key columns of a sync as [`JUDGED`] compares them.
+/// What makes the keys of a sync, as [`JUDGED`] compares it.
 pub(crate) fn key_json(sync: &SyncSource) -> String {
-    serde_json::Value::from(sync.key_columns.clone()).to_string()
+    let shards = sync.collect.as_ref().and_then(|collect| collect.shards);
+    json!({
+        "columns": sync.key_columns,
+        "collect": sync.collect.is_some(),
+        "shards": shards.unwrap_or(0),
+    })
+    .to_string()
 }
 
 /// What is wrong with the triggers of one sync. Changes nothing.

@@ -99,6 +99,17 @@ fn every_example_value_serves() {
                 continue;
             }
             "value" => copy.retain(|line| !line.starts_with("columns = ")),
+            // These need each other.
+            "member" => copy.push("collect = \"object\"".to_owned()),
+            "order_by" => copy.push("collect = \"list\"".to_owned()),
+            "shards" => {
+                copy.push("collect = \"list\"".to_owned());
+                for line in &mut copy {
+                    if line.starts_with("key = ") {
+                        *line = "key = \"users:{shard}\"".to_owned();
+                    }
+                }
+            }
             _ => {}
         }
         let number = number - usize::from(copy.len() < text.lines().count());

@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod brake;
+mod collect;
 mod debounce;
 mod doctor;
 mod errors;
 mod kill;
+mod large;
 mod ops;
 mod poison;
 mod resync;

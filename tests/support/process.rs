@@ -136,6 +136,17 @@ impl Process {
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
+    /// Most memory that it has held at once, in KiB.
+    pub(crate) fn memory_peak_kib(&self) -> u64 {
+        let id = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
+        number
+            .and_then(|number| number.parse().ok())
+            .expect("a peak in KiB")
+    }
+
     /// The value of a metric, all its series added up; `None` where it does not show.
     pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await;

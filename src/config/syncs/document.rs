@@ -11,7 +11,7 @@ use crate::source::{Attributes, ExpirySql};
 
 /// How long a pair may stand after a write.
 const TTL: RangeInclusive<Duration> =
-    Duration::from_secs(KV_TTL_MIN_SECONDS as u64)..=Duration::from_secs(10 * 365 * 24 * 60 * 60);
+    Duration::from_secs(KV_TTL_MIN_SECONDS as u64)..=Duration::from_secs(315_576_000); // ten years
 
 pub(super) fn value(section: &mut Section<'_, '_>) -> Option<ValueSource> {
     let columns = section.names("columns", true);

@@ -2,9 +2,9 @@
 //!
 //! Owns the look into the catalog. Makes no statement that reads the table.
 
-use super::super::SyncSource;
 use super::super::error::{Error, Kind, Place};
 use super::super::link::Link;
+use super::super::{Settings, SyncSource};
 
 /// Bytes of a row where the table's statistics say nothing.
 const ROW_BYTES_GUESS: u64 = 1_024;
@@ -21,7 +21,7 @@ const RELATION: &str = "\
 /// only pg_catalog in the search path a type of an extension (citext) would be compared as text.
 const KEY_COLUMNS: &str = "\
     select k.name, a.attnum, quote_ident(a.attname), format_type(a.atttypid, -1), b.oid::int8,
-      o.equal, o.greater
+      o.equal, o.greater, o.at_least
     from unnest($2::text[]) with ordinality as k(name, ord)
     left join pg_attribute as a
       on a.attrelid = $1::int8::oid and a.attname = k.name and a.attnum > 0 and not a.attisdropped
@@ -39,7 +39,9 @@ const KEY_COLUMNS: &str = "\
         max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 3)
           as equal,
         max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 5)
-          as greater
+          as greater,
+        max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 4)
+          as at_least
       from pg_opclass as c
       join pg_am as am on am.oid = c.opcmethod and am.amname = 'btree'
       join pg_amop as m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype
@@ -50,13 +52,20 @@ const KEY_COLUMNS: &str = "\
     ) as o on true
     order by k.ord";
 
-/// Whole, valid B-tree indexes; the walk follows one that holds exactly the key columns.
+/// SQL for the shard of a row, as the triggers compute it.
+const SHARD: &str = "\
+    select pg2kv.shard_expression(s.relation, s.shard_key, $2::int4, $3::text)
+    from pg2kv.sync as s where s.name = $1";
+
+/// Whole, valid B-tree indexes; the walk follows one that holds exactly the key columns, or, with
+/// many rows in one document (`$3`), that begins with them.
 const INDEXES: &str = "\
-    select array(select unnest(i.indkey) limit i.indnkeyatts)
+    select array(select unnest(i.indkey) limit $2::int4)
     from pg_index as i join pg_class as c on c.oid = i.indexrelid
     join pg_am as am on am.oid = c.relam and am.amname = 'btree'
-    where i.indrelid = $1::int8::oid and i.indisvalid and i.indpred is null and i.indexprs is null
-      and i.indnkeyatts = $2::int4 and 0 = all (i.indoption)
+    where i.indrelid = $1::int8::oid and i.indisvalid and i.indpred is null
+      and (i.indnkeyatts = $2::int4 and i.indexprs is null or $3::bool and i.indnkeyatts > $2::int4)
+      and 0 = all (i.indoption)
     order by i.indisprimary desc, i.indisunique desc, i.indexrelid";
 
 const TIMESTAMPTZ_OID: i64 = 1_184;
@@ -83,6 +92,10 @@ pub(super) struct Table {
     pub(super) columns: Vec<KeyColumn>,
     /// Key columns in the order of an index, as positions.
     pub(super) order: Vec<usize>,
+    /// There is such an index.
+    pub(super) indexed: bool,
+    /// SQL for the shard of a row, which stands behind the key columns.
+    shard: Option<String>,
 }
 
 pub(super) struct KeyColumn {
@@ -93,6 +106,7 @@ pub(super) struct KeyColumn {
     pub(super) exact: bool,
     pub(super) equal: String,
     pub(super) greater: String,
+    pub(super) at_least: String,
 }
 
 /// How a column stands in a key.
@@ -108,6 +122,7 @@ pub(super) enum Form {
 /// # Errors
 /// `Relation` where table or columns are not there; `Connection`, `Transient`.
 pub(super) async fn look_up(
+    settings: &Settings,
     link: &Link,
     sync: &SyncSource,
     doing: &str,
@@ -157,6 +172,7 @@ pub(super) async fn look_up(
             exact: EXACT_OIDS.contains(&below_domains),
             equal: or_catalog(row.get(5), "="),
             greater: or_catalog(row.get(6), ">"),
+            at_least: or_catalog(row.get(7), ">="),
         });
     }
     let count = i32::try_from(numbers.len()).unwrap_or(i32::MAX);
@@ -165,26 +181,30 @@ pub(super) async fn look_up(
             doing,
             2,
             Place::Relation,
-            client.query(INDEXES, &[&oid, &count]),
+            client.query(INDEXES, &[&oid, &count, &sync.collect.is_some()]),
         )
         .await?;
-    let order = indexes
-        .iter()
-        .find_map(|row| {
-            row.get::<_, Vec<i16>>(0)
-                .iter()
-                .map(|number| numbers.iter().position(|ours| ours == number))
-                .collect::<Option<Vec<_>>>()
-        })
-        .unwrap_or_else(|| (0..numbers.len()).collect());
+    let indexed = indexes.iter().find_map(|row| {
+        row.get::<_, Vec<i16>>(0)
+            .iter()
+            .map(|number| numbers.iter().position(|ours| ours == number))
+            .collect::<Option<Vec<_>>>()
+    });
     let row_bytes = found
         .get::<_, Option<i64>>(3)
         .and_then(|bytes| u64::try_from(bytes).ok());
+    let alias: String = found.get(2);
+    let shard = match sync.collect.as_ref().and_then(|collect| collect.shards) {
+        None => None,
+        Some(shards) => Some(shard(settings, link, sync, shards, &alias, doing).await?),
+    };
     let table = Table {
         name: found.get(1),
-        alias: found.get(2),
+        alias,
+        indexed: indexed.is_some(),
+        order: indexed.unwrap_or_else(|| (0..columns.len()).collect()),
         columns,
-        order,
+        shard,
     };
     Ok((
         table,
@@ -194,15 +214,66 @@ pub(super) async fn look_up(
     ))
 }
 
+async fn shard(
+    settings: &Settings,
+    link: &Link,
+    sync: &SyncSource,
+    shards: u32,
+    alias: &str,
+    doing: &str,
+) -> Result<String, Error> {
+    let shards = i32::try_from(shards).unwrap_or(i32::MAX);
+    let sql = settings.sql(SHARD);
+    let row = link
+        .call(
+            doing,
+            2,
+            Place::Own,
+            link.client()
+                .query_opt(&sql, &[&sync.name, &shards, &alias]),
+        )
+        .await?;
+    row.and_then(|row| row.get(0)).ok_or_else(|| {
+        Error::new(
+            Kind::Relation,
+            doing,
+            "the table is not watched with shards",
+        )
+        .with_hint("run `pg2kv install`")
+    })
+}
+
 impl Table {
+    /// Number of values in a key.
+    pub(super) fn width(&self) -> usize {
+        self.columns.len() + usize::from(self.shard.is_some())
+    }
+
+    /// Something for each value of a key, with its position: the columns, and the shard.
+    pub(super) fn parts(
+        &self,
+        column: impl Fn(usize, &KeyColumn) -> String,
+        shard: impl Fn(usize) -> String,
+    ) -> Vec<String> {
+        let columns = self.columns.iter().enumerate();
+        columns
+            .map(|(at, each)| column(at, each))
+            .chain(self.shard.iter().map(|_| shard(self.columns.len())))
+            .collect()
+    }
+
+    /// The shard of a row; empty where there are none.
+    pub(super) fn shard_sql(&self) -> &str {
+        self.shard.as_deref().unwrap_or_default()
+    }
+
     /// The key of a row, as the trigger makes it.
     pub(super) fn key_of_row(&self) -> String {
-        let columns: Vec<String> = self
-            .columns
-            .iter()
-            .map(|column| column.to_key(&self.alias))
-            .collect();
-        format!("jsonb_build_array({})", columns.join(", "))
+        let values = self.parts(
+            |_, column| column.to_key(&self.alias),
+            |_| self.shard_sql().to_owned(),
+        );
+        format!("jsonb_build_array({})", values.join(", "))
     }
 }
 

@@ -119,6 +119,7 @@ impl Plan {
         let Some(bytes) = row.try_get::<_, Option<i64>>(at + 1)? else {
             return Ok(None);
         };
+        let seconds = |seconds: i64| u64::try_from(seconds).unwrap_or_default();
         let whole = if self.binary {
             let value: Option<&[u8]> = row.try_get(at)?;
             value.map(|value| Value::Binary(Bytes::copy_from_slice(value)))
@@ -126,16 +127,19 @@ impl Plan {
             let value: Option<&str> = row.try_get(at)?;
             value.map(|value| Value::Text(Bytes::copy_from_slice(value.as_bytes())))
         };
+        let twice: Option<bool> = row.try_get(at + 6)?;
+        let value = match whole {
+            _ if twice == Some(true) => DraftValue::Twice,
+            Some(value) => DraftValue::Whole(value),
+            None => DraftValue::TooLarge {
+                bytes: u64::try_from(bytes).unwrap_or_default(),
+                shards: self.shards,
+            },
+        };
         let expires_at: Option<i64> = row.try_get(at + 4)?;
         let ahead: Option<i64> = row.try_get(at + 5)?;
-        let seconds = |seconds: i64| u64::try_from(seconds).unwrap_or_default();
         Ok(Some(Draft {
-            value: whole.map_or(
-                DraftValue::TooLarge {
-                    bytes: seconds(bytes),
-                },
-                DraftValue::Whole,
-            ),
+            value,
             content_type: row.try_get(at + 2)?,
             metadata: row.try_get(at + 3)?,
             expiry: match (self.ttl_seconds, expires_at, ahead) {
@@ -151,6 +155,6 @@ impl Plan {
 }
 
 /// An identifier in SQL.
-fn quote(name: &str) -> String {
+pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -125,6 +125,8 @@ async fn another_schema_name_stands_beside_the_default_one(server: Server) {
             table: r#"public."Odd table""#.into(),
             key_columns: vec!["The id".into()],
             columns,
+            collect: false,
+            shards: None,
         };
         run(&admin, &sql_kit::watch(schema, &spec)).await;
     }

@@ -220,7 +220,13 @@ async fn a_value_over_the_limit_of_kv_stays_in_postgres() {
     let leader = bench.lead(&[items("repeat('x', 40000000)")]).await;
     let claimed = leader.read(&["[1]"]).await.unwrap();
     let draft = claimed.rows[0].draft.as_ref().unwrap();
-    assert_eq!(draft.value, DraftValue::TooLarge { bytes: 40_000_000 });
+    assert_eq!(
+        draft.value,
+        DraftValue::TooLarge {
+            bytes: 40_000_000,
+            shards: None
+        }
+    );
     assert_eq!(draft.weight(), 0);
 }
 

@@ -15,6 +15,7 @@ fn typed(id: u16, name: &str, keys: &[&str]) -> SyncSource {
         value: ValueSql::Expression("note".to_owned()),
         filter: None,
         attributes: Attributes::default(),
+        collect: None,
     }
 }
 

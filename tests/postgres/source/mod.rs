@@ -3,6 +3,7 @@
 mod bell;
 mod check;
 mod claim;
+mod collect;
 mod fetch;
 mod gate;
 mod keys;
@@ -128,6 +129,7 @@ fn items(value: &str) -> SyncSource {
         value: ValueSql::Expression(value.to_owned()),
         filter: None,
         attributes: Attributes::default(),
+        collect: None,
     }
 }
 

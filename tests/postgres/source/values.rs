@@ -286,7 +286,13 @@ async fn bytes_are_bytes_also_below_a_domain() {
     }
     let claimed = leader.read_of(SyncId(2), &["[1]"]).await.unwrap();
     let value = claimed.rows[0].draft.clone().unwrap().value;
-    assert_eq!(value, DraftValue::TooLarge { bytes: 40_000_000 });
+    assert_eq!(
+        value,
+        DraftValue::TooLarge {
+            bytes: 40_000_000,
+            shards: None
+        }
+    );
 }
 
 #[tokio::test]
