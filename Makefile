@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate chaos backlog measure lint fmt
+.PHONY: help demo test test-worker simulate chaos backlog measure lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
@@ -13,7 +13,7 @@ ROWS ?= 10000000
 export PATH := $(abspath $(CARGO_TARGET_DIR))/tools/bin:$(PATH)
 
 help: ## List what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: ## See changes of a table arrive in KV (a throw-away Postgres and KV, Ctrl-C ends it)
 	@scripts/setup demo
@@ -23,6 +23,10 @@ demo: ## See changes of a table arrive in KV (a throw-away Postgres and KV, Ctrl
 test: ## Run every test, against real servers
 	@scripts/setup test
 	@cargo nextest run --locked
+
+test-worker: ## Run the tests of the Worker alone: PostgreSQL, pg2kv, workerd, browser
+	@scripts/setup test
+	@cargo nextest run --locked --no-capture -E 'test(/^worker::/)'
 
 simulate: ## Simulate more seeds: make simulate SEEDS=50000 FIRST=1
 	@scripts/setup test

@@ -11,3 +11,4 @@ mod postgres;
 mod simulation;
 mod support;
 mod tidy;
+mod worker;

@@ -7,4 +7,5 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod terminal;
 pub(crate) mod wait;
+pub(crate) mod worker;
 pub(crate) mod world;
