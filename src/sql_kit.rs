@@ -78,6 +78,22 @@ pub struct WatchSpec {
     pub key_columns: Vec<String>,
     /// Columns whose change counts, besides the key; `None` for every column.
     pub columns: Option<Vec<String>>,
+    /// Other tables that its documents take data from.
+    pub related: Vec<RelatedSpec>,
+}
+
+/// What `watch_related()` is told about a table that documents of a sync take data from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelatedSpec {
+    /// Its name within the sync.
+    pub name: String,
+    /// The table as SQL names it.
+    pub table: String,
+    /// A column of the sync's table and the column of this one that equals it, in the order of the
+    /// former. There is at least one.
+    pub matches: Vec<(String, String)>,
+    /// Columns whose change counts, besides those matched; `None` for every column.
+    pub columns: Option<Vec<String>>,
 }
 
 /// Everything that a database needs once: schema, roles, tables, functions. One transaction, to be
@@ -93,19 +109,40 @@ pub fn uninstall(schema: &Schema) -> String {
     schema.rename(UNINSTALL)
 }
 
-/// Has the changes of one table recorded; harmless to repeat. The daemon's role may read the key and
-/// the watched columns afterwards.
+/// Has the changes of one table, and of those that its documents take data from, recorded; harmless
+/// to repeat. The daemon's role may read the key and the watched columns afterwards.
 pub fn watch(schema: &Schema, spec: &WatchSpec) -> String {
-    let columns = spec
-        .columns
-        .as_deref()
-        .map_or_else(|| "null".to_owned(), text_array);
-    format!(
-        "select {schema}.watch(\n  {},\n  sync => {},\n  key => {},\n  columns => {columns}\n);\n",
+    let mut sql = format!(
+        "select {schema}.watch(\n  {},\n  sync => {},\n  key => {},\n  columns => {}\n);\n",
         quote_literal(&spec.table),
         quote_literal(&spec.sync),
         text_array(&spec.key_columns),
-    )
+        columns(spec.columns.as_deref()),
+    );
+    for related in &spec.related {
+        sql.push_str(&format!(
+            "select {schema}.watch_related(\n  {},\n  sync => {},\n  name => {},\n  match => {},\n  \
+             columns => {}\n);\n",
+            quote_literal(&related.table),
+            quote_literal(&spec.sync),
+            quote_literal(&related.name),
+            quote_literal(&related.matches_json()),
+            columns(related.columns.as_deref()),
+        ));
+    }
+    sql
+}
+
+impl RelatedSpec {
+    /// The matched columns as the JSON object that `watch_related()` takes.
+    pub fn matches_json(&self) -> String {
+        let object: serde_json::Map<_, _> = self
+            .matches
+            .iter()
+            .map(|(own, theirs)| (own.clone(), theirs.clone().into()))
+            .collect();
+        serde_json::Value::from(object).to_string()
+    }
 }
 
 /// Undoes [`watch`]; harmless to repeat.
@@ -135,6 +172,10 @@ pub fn quote_literal(text: &str) -> String {
     } else {
         format!("'{quoted}'")
     }
+}
+
+fn columns(names: Option<&[String]>) -> String {
+    names.map_or_else(|| "null".to_owned(), text_array)
 }
 
 fn text_array(items: &[String]) -> String {
@@ -198,6 +239,7 @@ mod tests {
             table: "public.users".into(),
             key_columns: vec!["id".into()],
             columns: Some(vec!["plan".into(), "it's".into()]),
+            related: Vec::new(),
         };
         assert_eq!(
             watch(&Schema::default(), &spec),
@@ -209,5 +251,30 @@ mod tests {
             ..spec
         };
         assert!(watch(&Schema::default(), &all).contains("columns => null\n"));
+    }
+
+    #[test]
+    fn related_tables_follow_the_table_of_their_sync() {
+        let spec = WatchSpec {
+            sync: "users".into(),
+            table: "public.users".into(),
+            key_columns: vec!["id".into()],
+            columns: None,
+            related: vec![RelatedSpec {
+                name: "tenants".into(),
+                table: "public.tenants".into(),
+                matches: vec![("it's".into(), "id".into()), ("region".into(), "r".into())],
+                columns: Some(vec!["plan".into()]),
+            }],
+        };
+        let sql = watch(&Schema::parse("edge").unwrap(), &spec);
+        assert!(
+            sql.ends_with(
+                "select edge.watch_related(\n  'public.tenants',\n  sync => 'users',\n  \
+                 name => 'tenants',\n  match => '{\"it''s\":\"id\",\"region\":\"r\"}',\n  \
+                 columns => array['plan']::text[]\n);\n"
+            ),
+            "{sql}"
+        );
     }
 }

@@ -123,6 +123,7 @@ impl Config {
                     ValueSource::Expression(sql) => ValueSql::Expression(sql.clone()),
                 },
                 filter: sync.filter.clone(),
+                related: sync.watch.related.clone(),
             })
             .collect()
     }

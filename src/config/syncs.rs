@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use super::effective::quoted;
 use super::problem::{Complaint, Scope};
 use super::reader::Reader;
+use super::related;
 use super::section::Section;
 use super::sections::{NAMESPACE_SOURCE, bad_name, is_name, sentence};
 use super::{Sync, ValueSource};
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
-use crate::sql_kit::WatchSpec;
+use crate::sql_kit::{RelatedSpec, WatchSpec};
 
 /// Longest identifier of Postgres in bytes.
 /// Source: PostgreSQL, NAMEDATALEN.
@@ -128,16 +129,21 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
     let namespace = section
         .id("namespace_id", NAMESPACE_SOURCE)
         .map(|id| id.and_then(|id| NamespaceId::new(id).ok()));
+    let related = section.take(related::KEY).map(|(found, _)| found);
+    let related = related::read(reader, &path, related);
 
     let parts = || {
         let (template, key_columns) = template?;
         let value = value?;
-        let columns = watched_columns(watched?, &value, filter.as_deref());
+        let related = related?;
+        let columns = watched_columns(watched?, &value, filter.as_deref())
+            .map(|columns| with_matched(columns, &related));
         let watch = WatchSpec {
             sync: name.to_owned(),
             table: table?,
             key_columns,
             columns,
+            related,
         };
         (name_serves && filter_serves).then_some(Parts {
             watch,
@@ -171,6 +177,17 @@ fn watched_columns(
         }
     }
     Some(watched)
+}
+
+/// A row that begins to match another row of a related table takes its data from there from now on,
+/// so a change of the matched columns always counts.
+fn with_matched(mut columns: Vec<String>, related: &[RelatedSpec]) -> Vec<String> {
+    for (own, _) in related.iter().flat_map(|related| &related.matches) {
+        if !columns.contains(own) {
+            columns.push(own.clone());
+        }
+    }
+    columns
 }
 
 /// The template, and the key columns: those given, or its placeholders in order.
@@ -241,7 +258,7 @@ fn value(section: &mut Section<'_, '_>) -> Option<ValueSource> {
 
 impl Section<'_, '_> {
     /// A list of columns, where set. Outer `None`: a problem was recorded.
-    fn columns(&mut self, key: &'static str) -> Option<Option<Vec<String>>> {
+    pub(super) fn columns(&mut self, key: &'static str) -> Option<Option<Vec<String>>> {
         let names = self.names(key, false);
         if names.is_none() {
             return (!self.is_set(key)).then_some(None);
@@ -263,7 +280,7 @@ impl Section<'_, '_> {
 ///
 /// The schema is required: DBA and daemon may have different search paths, and would then mean
 /// different tables.
-fn qualified(text: &str) -> Result<String, Complaint> {
+pub(super) fn qualified(text: &str) -> Result<String, Complaint> {
     let parts = identifiers(text).ok_or_else(|| {
         Complaint::new(
             format!("= {} is not the name of a table", quoted(text)),

@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use crate::change::SyncId;
+use crate::sql_kit::RelatedSpec;
 
 pub mod admin;
 pub mod audit;
@@ -96,6 +97,8 @@ pub struct SyncSource {
     /// they are and run with the daemon's rights, in a read-only transaction, with only
     /// `pg_catalog` in the search path.
     pub filter: Option<String>,
+    /// Other tables that its documents take data from.
+    pub related: Vec<RelatedSpec>,
 }
 
 /// How Postgres makes a document of a row.
