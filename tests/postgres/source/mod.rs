@@ -176,6 +176,7 @@ fn texts(changes: &[Change]) -> Vec<String> {
         .iter()
         .map(|change| match &change.what {
             Changed::Key(key) => key.as_str().to_owned(),
+            Changed::Again(key) => format!("again {}", key.as_str()),
             Changed::Everything => "*".to_owned(),
         })
         .collect()
