@@ -1014,6 +1014,7 @@ grant select, insert, update, delete
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
 grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),
-  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass) to pg2kv_daemon;
+  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass), pg2kv.related_label(text, text),
+  pg2kv.has_index(regclass, text[]), pg2kv.index_for(regclass, text[], text[]) to pg2kv_daemon;
 
 commit;

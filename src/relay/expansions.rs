@@ -98,7 +98,8 @@ impl Expansions {
             (Some(after), _) => waiting.begun.push((id, at, after)),
             (None, Some((fresh, since))) => {
                 // The same row again is one row.
-                self.redundant.extend((*fresh != id).then_some(id.max(*fresh)));
+                self.redundant
+                    .extend((*fresh != id).then_some(id.max(*fresh)));
                 *fresh = id.min(*fresh);
                 *since = at.min(*since);
             }

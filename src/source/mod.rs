@@ -21,6 +21,7 @@ mod claim;
 mod deletes;
 pub mod doorbell;
 pub mod error;
+mod expand;
 mod frontier;
 mod gauges;
 pub mod lease;

@@ -4,6 +4,8 @@
 //! Identifiers come quoted from the catalog, never from the configuration; the operator's value and
 //! filter are put in as they are.
 
+pub(crate) mod expand;
+
 use tokio_postgres::Statement;
 
 use super::error::{Error, Kind, Place};

@@ -45,7 +45,7 @@ async fn a_change_is_one_marker_whatever_it_concerns(server: Server) {
         ("update tenants set plan = 'pro' where id = 1", vec![&one]),
         ("update tenants set plan = 'pro' where id = 1", vec![]),
         ("update tenants set notes = 'x'", vec![]),
-        ("update tenants set name = 'same'", vec![&one, &two]),
+        ("update tenants set name = 'same'", vec![&two, &one]),
         ("update tenants set id = 3 where id = 2", vec![&two, &three]),
         ("insert into tenants values (2)", vec![&two]),
         ("delete from tenants where id = 3", vec![&three]),
