@@ -10,6 +10,7 @@ mod errors;
 mod kill;
 mod ops;
 mod poison;
+mod related;
 mod resync;
 mod secrets;
 mod shutdown;

@@ -148,7 +148,7 @@ async fn keys_of_every_type_find_their_row() {
             .filter(|change| change.sync == sync.id)
             .map(|change| match &change.what {
                 pg2kv::change::Changed::Key(key) => key.clone(),
-                pg2kv::change::Changed::Everything => panic!("no marker was written"),
+                _ => panic!("no marker was written"),
             })
             .collect();
         let claimed = leader

@@ -177,6 +177,7 @@ fn texts(changes: &[Change]) -> Vec<String> {
         .map(|change| match &change.what {
             Changed::Key(key) => key.as_str().to_owned(),
             Changed::Again(key) => format!("again {}", key.as_str()),
+            Changed::Related(related) => format!("{related:?}"),
             Changed::Everything => "*".to_owned(),
         })
         .collect()
