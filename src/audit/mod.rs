@@ -315,7 +315,7 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
             };
             match rendered {
                 Some(Rendered::Delete(own)) if *own == name => {
-                    drifted.insert_orphan(key, &name, hash)
+                    drifted.insert_orphan(key, &name, hash);
                 }
                 // The row makes another name: `user:007` is not the pair of 7.
                 Some(Rendered::Delete(_)) => foreign += 1,

@@ -72,7 +72,7 @@ impl Pace for Paced<'_> {
             return;
         }
         // The leadership is over, and this task with it.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn again(&mut self) {
