@@ -5,6 +5,8 @@
 //! Knows nothing of the relay's reasons, latencies or faults: `world` calls it at the moment at which
 //! a statement takes effect.
 
+pub(super) mod related;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -63,6 +65,8 @@ struct OutboxRow {
     key: Option<usize>,
     /// To be written whatever is known.
     again: bool,
+    /// Without a key: only those of a group.
+    related: Option<related::Group>,
     at: Mono,
 }
 
@@ -85,6 +89,8 @@ pub(super) struct Durable {
     waiting: Vec<Vec<u32>>,
     /// Outbox rows that stand for everything.
     markers: Vec<u32>,
+    /// Outbox rows that stand for a group.
+    related: BTreeMap<i64, (usize, related::Group)>,
     claims: BTreeMap<i64, (usize, Vec<usize>)>,
     claimed: Vec<Vec<u32>>,
     /// When each dead letter was written last.
@@ -108,6 +114,7 @@ struct Session {
 struct Transaction {
     changes: Vec<(i64, Place, Option<Row>, Mono)>,
     markers: Vec<(i64, usize, bool, Mono)>,
+    related: Vec<related::Change>,
     rings: bool,
 }
 
@@ -150,6 +157,7 @@ impl Database {
                 outbox: BTreeMap::new(),
                 waiting: zeros.clone(),
                 markers: vec![0; syncs],
+                related: BTreeMap::new(),
                 claims: BTreeMap::new(),
                 claimed: zeros,
                 dead: BTreeMap::new(),
@@ -206,6 +214,7 @@ impl Database {
         });
         durable.waiting[sync][key] > 0
             || durable.markers[sync] > 0
+            || durable.is_related(place)
             || durable.claimed[sync][key] > 0
             || durable.dead.contains_key(&place)
             || !durable.backfilled[sync]
@@ -294,6 +303,9 @@ impl Database {
             }
             self.durable
                 .insert(outbox_id, OutboxRow::new(sync, None, at));
+        }
+        for change in transaction.related {
+            places.extend(self.commit_related(change));
         }
         (places, transaction.rings)
     }
@@ -441,7 +453,9 @@ impl Database {
     }
 
     pub(super) fn has_writers(&self) -> bool {
-        let holds = |one: &Transaction| !one.changes.is_empty() || !one.markers.is_empty();
+        let holds = |one: &Transaction| {
+            !(one.changes.is_empty() && one.markers.is_empty() && one.related.is_empty())
+        };
         self.transactions.values().any(holds)
     }
 
@@ -466,7 +480,7 @@ impl Database {
                     Changed::Again(self.keys[row.sync][key].clone())
                 }
                 Some(key) => Changed::Key(self.keys[row.sync][key].clone()),
-                None => Changed::Everything,
+                None => row.related.map_or(Changed::Everything, related::changed),
             };
             fetched.changes.push(Change {
                 id: OutboxId(*id),
@@ -661,6 +675,7 @@ impl OutboxRow {
             sync,
             key,
             again: false,
+            related: None,
             at,
         }
     }
@@ -668,20 +683,24 @@ impl OutboxRow {
 
 impl Durable {
     fn insert(&mut self, id: i64, row: OutboxRow) {
-        match row.key {
-            Some(key) => self.waiting[row.sync][key] += 1,
-            None => self.markers[row.sync] += 1,
+        match (row.key, row.related) {
+            (Some(key), _) => self.waiting[row.sync][key] += 1,
+            (None, Some(group)) => {
+                self.related.insert(id, (row.sync, group));
+            }
+            (None, None) => self.markers[row.sync] += 1,
         }
         self.outbox.insert(id, row);
     }
 
-    fn delete(&mut self, id: i64) {
-        if let Some(row) = self.outbox.remove(&id) {
-            match row.key {
-                Some(key) => self.waiting[row.sync][key] -= 1,
-                None => self.markers[row.sync] -= 1,
-            }
+    fn delete(&mut self, id: i64) -> Option<OutboxRow> {
+        let row = self.outbox.remove(&id)?;
+        match (row.key, row.related) {
+            (Some(key), _) => self.waiting[row.sync][key] -= 1,
+            (None, Some(_)) => drop(self.related.remove(&id)),
+            (None, None) => self.markers[row.sync] -= 1,
         }
+        Some(row)
     }
 
     fn unclaim(&mut self, claim: i64) -> Vec<Place> {

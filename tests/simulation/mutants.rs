@@ -56,6 +56,8 @@ pub(super) enum Mutant {
     AgainIsKey,
     /// An audit finds what has drifted, but nothing comes of it.
     AuditOnlyLooks,
+    /// The marker of a related row is deleted before all of its keys are recorded.
+    MarkerEndsEarly,
 }
 
 impl Mutant {
@@ -65,7 +67,7 @@ impl Mutant {
     }
 }
 
-pub(super) const ALL: [Mutant; 26] = [
+pub(super) const ALL: [Mutant; 27] = [
     Mutant::ClaimsNotPersisted,
     Mutant::AmbiguousIsWritten,
     Mutant::ThrottledIsWritten,
@@ -92,4 +94,5 @@ pub(super) const ALL: [Mutant; 26] = [
     Mutant::NoBudget,
     Mutant::AgainIsKey,
     Mutant::AuditOnlyLooks,
+    Mutant::MarkerEndsEarly,
 ];
