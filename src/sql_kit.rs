@@ -126,7 +126,7 @@ pub fn watch(schema: &Schema, spec: &WatchSpec) -> String {
             quote_literal(&related.table),
             quote_literal(&spec.sync),
             quote_literal(&related.name),
-            quote_literal(&related.matches_json()),
+            quote_literal(&related.match_object().to_string()),
             columns(related.columns.as_deref()),
         ));
     }
@@ -135,13 +135,12 @@ pub fn watch(schema: &Schema, spec: &WatchSpec) -> String {
 
 impl RelatedSpec {
     /// The matched columns as the JSON object that `watch_related()` takes.
-    pub fn matches_json(&self) -> String {
-        let object: serde_json::Map<_, _> = self
-            .matches
-            .iter()
+    pub fn match_object(&self) -> serde_json::Value {
+        let pairs = self.matches.iter();
+        pairs
             .map(|(own, theirs)| (own.clone(), theirs.clone().into()))
-            .collect();
-        serde_json::Value::from(object).to_string()
+            .collect::<serde_json::Map<_, _>>()
+            .into()
     }
 }
 

@@ -3,6 +3,7 @@
 mod cli;
 mod errors;
 mod example;
+mod related;
 mod secrets;
 mod sources;
 mod verbs;
