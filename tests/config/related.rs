@@ -16,14 +16,20 @@ fn what_matches_is_watched_too() {
     let columns = ["plan", "region", "tenant_id"].map(str::to_owned);
     assert_eq!(watch.columns.as_deref(), Some(columns.as_slice()));
     let related = &watch.related[0];
-    assert_eq!((&*related.name, &*related.table), ("tenants", "public.tenants"));
+    assert_eq!(
+        (&*related.name, &*related.table),
+        ("tenants", "public.tenants")
+    );
     let pair = |own: &str, theirs: &str| (own.to_owned(), theirs.to_owned());
     assert_eq!(
         related.matches,
         [pair("region", "home"), pair("tenant_id", "id")],
         "in the order in which the triggers write the values"
     );
-    assert_eq!(related.columns.as_deref(), Some(["plan".to_owned()].as_slice()));
+    assert_eq!(
+        related.columns.as_deref(),
+        Some(["plan".to_owned()].as_slice())
+    );
     assert_eq!(config.sync_sources()[0].related, watch.related);
 
     // An expression may read any column, so all are watched there.
@@ -82,7 +88,7 @@ fn mistakes_are_told_with_their_place() {
         ),
         (
             "[sync.users.related.Tenants]\ntable = \"public.tenants\"\nmatch = { a = \"b\" }",
-            "error: sync.users.related.Tenants is not a name",
+            "error: sync.users.related.Tenants = \"Tenants\" is not a name",
             "lower-case",
         ),
         (

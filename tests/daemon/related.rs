@@ -41,7 +41,7 @@ const PLAN: Plan = Plan {
 };
 
 /// Rows of the table of the test with many; half of them are of one tenant.
-const USERS_MAX: u32 = 40_000;
+const USERS_MAX: u32 = 20_000;
 
 /// Markers that wait in the outbox.
 const MARKERS: &str = "select count(*) from pg2kv.outbox where key ? 'related'";
@@ -155,7 +155,7 @@ async fn kills_in_the_middle_of_an_expansion_lose_nothing() {
     let mut daemon = world.daemon();
     daemon.leads().await;
     with_users(&world, 4_000).await;
-    for kill in 0..5 {
+    for kill in 0..3 {
         world
             .sql(&format!(
                 "update public.tenants set plan = 'plan {kill}' where id = 1"
