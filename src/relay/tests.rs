@@ -60,7 +60,7 @@ fn settings() -> Settings {
             window: Duration::from_secs(600),
         },
         audit: super::audits::Settings {
-            interval: Duration::from_secs(86_400),
+            interval: Duration::from_secs(3_600),
             page_interval: Duration::from_secs(1),
         },
     }

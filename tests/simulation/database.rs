@@ -63,10 +63,6 @@ struct OutboxRow {
     sync: usize,
     /// `None`: everything.
     key: Option<usize>,
-    /// To be written whatever is known.
-    again: bool,
-    /// Without a key: only those of a group.
-    related: Option<related::Group>,
     at: Mono,
 }
 
@@ -85,12 +81,14 @@ pub(super) struct BackfillRow {
 pub(super) struct Durable {
     rows: Vec<Vec<Option<Row>>>,
     outbox: BTreeMap<i64, OutboxRow>,
+    /// Those that ask for a write whatever is known.
+    again: BTreeSet<i64>,
+    /// Outbox rows without a key that stand for a group.
+    related: BTreeMap<i64, (usize, related::Group)>,
     /// Outbox rows of each key.
     waiting: Vec<Vec<u32>>,
     /// Outbox rows that stand for everything.
     markers: Vec<u32>,
-    /// Outbox rows that stand for a group.
-    related: BTreeMap<i64, (usize, related::Group)>,
     claims: BTreeMap<i64, (usize, Vec<usize>)>,
     claimed: Vec<Vec<u32>>,
     /// When each dead letter was written last.
@@ -155,9 +153,10 @@ impl Database {
             durable: Durable {
                 rows: vec![vec![None; keys]; syncs],
                 outbox: BTreeMap::new(),
+                again: BTreeSet::new(),
+                related: BTreeMap::new(),
                 waiting: zeros.clone(),
                 markers: vec![0; syncs],
-                related: BTreeMap::new(),
                 claims: BTreeMap::new(),
                 claimed: zeros,
                 dead: BTreeMap::new(),
@@ -293,16 +292,15 @@ impl Database {
         for (outbox_id, place, row, at) in transaction.changes {
             self.durable.rows[place.0][place.1] = row;
             let (sync, key) = (place.0, Some(place.1));
-            self.durable
-                .insert(outbox_id, OutboxRow::new(sync, key, at));
+            self.durable.insert(outbox_id, OutboxRow { sync, key, at });
             places.push(place);
         }
         for (outbox_id, sync, empty, at) in transaction.markers {
             if empty {
                 self.durable.rows[sync].fill(None);
             }
-            self.durable
-                .insert(outbox_id, OutboxRow::new(sync, None, at));
+            let key = None;
+            self.durable.insert(outbox_id, OutboxRow { sync, key, at });
         }
         for change in transaction.related {
             places.extend(self.commit_related(change));
@@ -453,10 +451,7 @@ impl Database {
     }
 
     pub(super) fn has_writers(&self) -> bool {
-        let holds = |one: &Transaction| {
-            !(one.changes.is_empty() && one.markers.is_empty() && one.related.is_empty())
-        };
-        self.transactions.values().any(holds)
+        self.transactions.values().any(Transaction::writes)
     }
 
     pub(super) fn fetch(&mut self, now: Mono, address: Address, limit: usize) -> Reply<Fetched> {
@@ -475,12 +470,11 @@ impl Database {
                 fetched.more = true;
                 break;
             }
+            let again = self.durable.again.contains(id) && self.mutant != Some(Mutant::AgainIsKey);
             let what = match row.key {
-                Some(key) if row.again && self.mutant != Some(Mutant::AgainIsKey) => {
-                    Changed::Again(self.keys[row.sync][key].clone())
-                }
+                Some(key) if again => Changed::Again(self.keys[row.sync][key].clone()),
                 Some(key) => Changed::Key(self.keys[row.sync][key].clone()),
-                None => row.related.map_or(Changed::Everything, related::changed),
+                None => self.durable.asked(*id),
             };
             fetched.changes.push(Change {
                 id: OutboxId(*id),
@@ -496,7 +490,7 @@ impl Database {
         Ok(fetched)
     }
 
-    fn fence(&self, address: Address) -> Reply<()> {
+    pub(super) fn fence(&self, address: Address) -> Reply<()> {
         let session = self.sessions.get(&address).ok_or(FailureKind::Connection)?;
         if session.epoch == self.durable.epoch || self.mutant == Some(Mutant::FenceIgnored) {
             Ok(())
@@ -568,24 +562,12 @@ impl Database {
         Ok(())
     }
 
-    /// An audit asks for keys to be written whatever is known.
-    pub(super) fn write_again(
-        &mut self,
-        now: Mono,
-        address: Address,
-        sync: usize,
-        keys: &[usize],
-    ) -> Reply<()> {
-        self.fence(address)?;
-        for key in keys {
-            let id = self.next_outbox_id();
-            let row = OutboxRow {
-                again: true,
-                ..OutboxRow::new(sync, Some(*key), now)
-            };
-            self.durable.insert(id, row);
-        }
-        Ok(())
+    /// A key that is to be written whatever is known.
+    pub(super) fn insert_again(&mut self, at: Mono, (sync, key): Place) {
+        let id = self.next_outbox_id();
+        let key = Some(key);
+        self.durable.again.insert(id);
+        self.durable.insert(id, OutboxRow { sync, key, at });
     }
 
     /// For variants that settle too early.
@@ -669,38 +651,22 @@ impl Database {
     }
 }
 
-impl OutboxRow {
-    fn new(sync: usize, key: Option<usize>, at: Mono) -> Self {
-        Self {
-            sync,
-            key,
-            again: false,
-            related: None,
-            at,
-        }
-    }
-}
-
 impl Durable {
     fn insert(&mut self, id: i64, row: OutboxRow) {
-        match (row.key, row.related) {
-            (Some(key), _) => self.waiting[row.sync][key] += 1,
-            (None, Some(group)) => {
-                self.related.insert(id, (row.sync, group));
-            }
-            (None, None) => self.markers[row.sync] += 1,
+        match row.key {
+            Some(key) => self.waiting[row.sync][key] += 1,
+            None => self.markers[row.sync] += u32::from(!self.related.contains_key(&id)),
         }
         self.outbox.insert(id, row);
     }
 
-    fn delete(&mut self, id: i64) -> Option<OutboxRow> {
-        let row = self.outbox.remove(&id)?;
-        match (row.key, row.related) {
-            (Some(key), _) => self.waiting[row.sync][key] -= 1,
-            (None, Some(_)) => drop(self.related.remove(&id)),
-            (None, None) => self.markers[row.sync] -= 1,
+    fn delete(&mut self, id: i64) {
+        if let Some(row) = self.outbox.remove(&id) {
+            match row.key {
+                Some(key) => self.waiting[row.sync][key] -= 1,
+                None => self.markers[row.sync] -= u32::from(self.related.remove(&id).is_none()),
+            }
         }
-        Some(row)
     }
 
     fn unclaim(&mut self, claim: i64) -> Vec<Place> {

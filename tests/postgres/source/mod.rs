@@ -1,5 +1,6 @@
 //! The Postgres edge against real servers.
 
+mod audit;
 mod bell;
 mod check;
 mod claim;

@@ -71,8 +71,7 @@ impl Database {
             }
         }
         let after = None;
-        self.durable
-            .insert(id, OutboxRow::marker(sync, Group { group, after }, at));
+        self.durable.mark(id, sync, Group { group, after }, at);
         places
     }
 
@@ -87,10 +86,11 @@ impl Database {
         self.fence(address)?;
         let mut expanded = Expanded::default();
         for Marker { id, related } in markers {
-            let Some(row) = self.durable.delete(id.0) else {
+            let Some(at) = self.durable.outbox.get(&id.0).map(|row| row.at) else {
                 expanded.done += 1;
                 continue;
             };
+            self.durable.delete(id.0);
             let group = number(&related.values);
             let first = related.after.as_ref().map_or(0, |after| number(after) + 1);
             let here =
@@ -99,8 +99,8 @@ impl Database {
             let found: Vec<usize> = keys.filter(here).take(limit).collect();
             for key in &found {
                 let id = self.next_outbox_id();
-                self.durable
-                    .insert(id, OutboxRow::new(sync, Some(*key), row.at));
+                let key = Some(*key);
+                self.durable.insert(id, OutboxRow { sync, key, at });
                 expanded.last = Some(OutboxId(id));
             }
             expanded.keys += found.len() as u64;
@@ -109,8 +109,7 @@ impl Database {
             } else {
                 let id = self.next_outbox_id();
                 let after = found.last().copied();
-                self.durable
-                    .insert(id, OutboxRow::marker(sync, Group { group, after }, row.at));
+                self.durable.mark(id, sync, Group { group, after }, at);
                 expanded.last = Some(OutboxId(id));
             }
         }
@@ -118,7 +117,34 @@ impl Database {
     }
 }
 
+impl Transaction {
+    /// Whether it has inserted into the outbox.
+    pub(super) fn writes(&self) -> bool {
+        !(self.changes.is_empty() && self.markers.is_empty() && self.related.is_empty())
+    }
+}
+
 impl Durable {
+    fn mark(&mut self, id: i64, sync: usize, group: Group, at: Mono) {
+        self.related.insert(id, (sync, group));
+        let key = None;
+        self.insert(id, OutboxRow { sync, key, at });
+    }
+
+    /// What an outbox row without a key says.
+    pub(super) fn asked(&self, id: i64) -> Changed {
+        let key = |number: usize| Key::new(format!("[{number}]"));
+        self.related
+            .get(&id)
+            .map_or(Changed::Everything, |(_, marker)| {
+                Changed::Related(Related {
+                    table: "related".into(),
+                    values: key(marker.group),
+                    after: marker.after.map(key),
+                })
+            })
+    }
+
     /// Whether a marker will have the key looked at.
     pub(super) fn is_related(&self, (sync, key): Place) -> bool {
         self.related.values().any(|(of, marker)| {
@@ -127,23 +153,4 @@ impl Durable {
                 && marker.after.is_none_or(|after| key > after)
         })
     }
-}
-
-impl OutboxRow {
-    fn marker(sync: usize, marker: Group, at: Mono) -> Self {
-        Self {
-            related: Some(marker),
-            ..Self::new(sync, None, at)
-        }
-    }
-}
-
-/// A marker as the outbox has it.
-pub(super) fn changed(marker: Group) -> Changed {
-    let key = |number: usize| Key::new(format!("[{number}]"));
-    Changed::Related(Related {
-        table: "related".into(),
-        values: key(marker.group),
-        after: marker.after.map(key),
-    })
 }
