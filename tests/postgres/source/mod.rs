@@ -4,6 +4,7 @@ mod audit;
 mod bell;
 mod check;
 mod claim;
+mod expand;
 mod fetch;
 mod gate;
 mod keys;
