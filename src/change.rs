@@ -135,8 +135,23 @@ pub enum Changed {
     /// The document of this key, which is to be written even if it is what was written last: KV was
     /// seen to have another one, or none.
     Again(Key),
+    /// The documents whose rows match a row of a related table, old or new.
+    Related(Related),
     /// Every document of the sync (TRUNCATE, `pg2kv.resync`).
     Everything,
+}
+
+/// Documents that take data from a row of a related table, by the values that their rows match.
+///
+/// Values and position stand in types whose `Debug` shows fingerprints only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Related {
+    /// Name of the related table within the sync.
+    pub table: Arc<str>,
+    /// The values of the matched columns, in the order of the sync's columns.
+    pub values: Key,
+    /// Documents up to and with this key are recorded already; `None` at the start.
+    pub after: Option<Key>,
 }
 
 /// The name of a pair in Workers KV: 1 to 512 bytes, not `.` or `..`.

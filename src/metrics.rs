@@ -83,6 +83,9 @@ metrics! {
     AUDIT_DRIFTED_KEYS = "pg2kv_audit_drifted_keys_total", Counter, ["sync", "drift"], "Keys that differed between KV and the rows for no reason, by how; each is written again.";
     AUDIT_KEYS = "pg2kv_audit_keys", Gauge, ["sync", "state"], "Keys as the last comparison found them.";
     AUDIT_LAST_SUCCESS = "pg2kv_audit_last_success_timestamp_seconds", Gauge, ["sync"], "Unix time at which the last comparison ended, by whichever process; missing before the first.";
+    RELATED_CHANGES = "pg2kv_related_changes_total", Counter, ["sync"], "Changes of related tables of which all keys were recorded. Changes with the same values count once while they wait.";
+    RELATED_KEYS = "pg2kv_related_keys_total", Counter, ["sync"], "Keys that were recorded because a related table changed.";
+    RELATED_WAITING = "pg2kv_related_changes_waiting", Gauge, ["sync"], "Changes of related tables of which not all keys are recorded yet.";
     BUILD_INFO = "pg2kv_build_info", Gauge, ["version", "revision"], "Always 1; the labels say what runs.";
     START_TIME = "pg2kv_start_time_seconds", Gauge, [], "Unix time at which the process started.";
 }

@@ -130,6 +130,7 @@ impl Config {
                 filter: sync.filter.clone(),
                 attributes: sync.attributes.clone(),
                 collect: sync.collect.clone(),
+                related: sync.watch.related.clone(),
             })
             .collect()
     }

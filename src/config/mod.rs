@@ -13,6 +13,7 @@ mod effective;
 mod layers;
 mod problem;
 mod reader;
+mod related;
 mod secrets;
 mod section;
 mod sections;

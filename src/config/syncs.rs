@@ -8,13 +8,14 @@ use std::collections::BTreeSet;
 use super::effective::quoted;
 use super::problem::{Complaint, Scope};
 use super::reader::Reader;
+use super::related;
 use super::section::Section;
 use super::sections::{NAMESPACE_SOURCE, bad_name, is_name, sentence};
 use super::{Sync, ValueSource};
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
 use crate::source::{Attributes, Collect, CollectInto};
-use crate::sql_kit::WatchSpec;
+use crate::sql_kit::{RelatedSpec, WatchSpec};
 
 /// Longest identifier of Postgres in bytes.
 /// Source: PostgreSQL, NAMEDATALEN.
@@ -141,10 +142,13 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
     let namespace = section
         .id("namespace_id", NAMESPACE_SOURCE)
         .map(|id| id.and_then(|id| NamespaceId::new(id).ok()));
+    let related = section.take(related::KEY).map(|(found, _)| found);
+    let related = related::read(reader, &path, related);
 
     let parts = || {
         let (template, key_columns) = template?;
         let value = value?;
+        let related = related?;
         let attributes = attributes?;
         let collect = collect?;
         let ordered = collect.as_ref().is_some_and(|c| c.order_by.is_some());
@@ -153,7 +157,8 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
             CollectInto::Object { member } => Some(member.as_str()),
             CollectInto::List => None,
         });
-        let columns = watched_columns(watched?, &value, member, reads_more);
+        let columns = watched_columns(watched?, &value, member, reads_more)
+            .map(|columns| with_matched(columns, &related));
         let watch = WatchSpec {
             sync: name.to_owned(),
             table: table?,
@@ -161,6 +166,7 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
             columns,
             collect: collect.is_some(),
             shards: collect.as_ref().and_then(|collect| collect.shards),
+            related,
         };
         (name_serves && filter_serves).then_some(Parts {
             watch,
@@ -198,6 +204,17 @@ fn watched_columns(
         }
     }
     Some(watched)
+}
+
+/// A row that begins to match another row of a related table takes its data from there from now on,
+/// so a change of the matched columns always counts.
+fn with_matched(mut columns: Vec<String>, related: &[RelatedSpec]) -> Vec<String> {
+    for (own, _) in related.iter().flat_map(|related| &related.matches) {
+        if !columns.contains(own) {
+            columns.push(own.clone());
+        }
+    }
+    columns
 }
 
 /// The template, and the key columns: those given, or its placeholders in order.
@@ -268,7 +285,7 @@ fn placeholders(key: &str) -> Vec<String> {
 
 impl Section<'_, '_> {
     /// A list of columns, where set. Outer `None`: a problem was recorded.
-    fn columns(&mut self, key: &'static str) -> Option<Option<Vec<String>>> {
+    pub(super) fn columns(&mut self, key: &'static str) -> Option<Option<Vec<String>>> {
         let names = self.names(key, false);
         if names.is_none() {
             return (!self.is_set(key)).then_some(None);
@@ -290,7 +307,7 @@ impl Section<'_, '_> {
 ///
 /// The schema is required: DBA and daemon may have different search paths, and would then mean
 /// different tables.
-fn qualified(text: &str) -> Result<String, Complaint> {
+pub(super) fn qualified(text: &str) -> Result<String, Complaint> {
     let parts = identifiers(text).ok_or_else(|| {
         Complaint::new(
             format!("= {} is not the name of a table", quoted(text)),

@@ -232,6 +232,17 @@ impl World {
                     .map(|()| step)
                     .map_err(Failure::from),
             },
+            Effect::Expand {
+                sync,
+                markers,
+                limit,
+            } => Event::Expanded {
+                sync,
+                result: session
+                    .expand(sync, &markers, limit)
+                    .await
+                    .map_err(Failure::from),
+            },
             Effect::Audit { sync, reason } => Event::Audited {
                 sync,
                 result: self.audit(session.epoch(), sync, &reason).await,

@@ -56,6 +56,8 @@ impl Teller {
                 counter!(names::AUDIT_DRIFTED_KEYS, "sync" => sync.clone(), "drift" => drift)
                     .absolute(0);
             }
+            counter!(names::RELATED_CHANGES, "sync" => sync.clone()).absolute(0);
+            counter!(names::RELATED_KEYS, "sync" => sync.clone()).absolute(0);
             gauge!(names::DELETES_HELD, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
@@ -242,6 +244,15 @@ impl Teller {
                 counter!(names::BACKFILLS, "sync" => sync.clone()).increment(1);
                 info!(sync, done, foreign, "backfill done");
             }
+            Notice::Expanded {
+                sync,
+                markers,
+                keys,
+            } => {
+                let sync = self.name(sync);
+                counter!(names::RELATED_CHANGES, "sync" => sync.clone()).increment(markers);
+                counter!(names::RELATED_KEYS, "sync" => sync).increment(keys);
+            }
             Notice::AuditStarted { sync, reason } => {
                 info!(sync = self.name(sync), reason, "audit started");
             }
@@ -291,6 +302,8 @@ impl Teller {
                 .deletes_held
                 .map_or(0, |held| held.keys as u64 + held.ahead);
             gauge!(names::DELETES_HELD, "sync" => name.clone()).set(held as f64);
+            let waiting = sync.expansion.map_or(0, |expansion| expansion.changes);
+            gauge!(names::RELATED_WAITING, "sync" => name.clone()).set(waiting as f64);
             let running = sync.backfill.is_some();
             gauge!(names::BACKFILL_RUNNING, "sync" => name.clone())
                 .set(f64::from(u8::from(running)));

@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use crate::change::SyncId;
+use crate::sql_kit::RelatedSpec;
 
 pub mod admin;
 pub mod audit;
@@ -20,6 +21,7 @@ mod claim;
 mod deletes;
 pub mod doorbell;
 pub mod error;
+mod expand;
 mod frontier;
 mod gauges;
 pub mod lease;
@@ -101,6 +103,8 @@ pub struct SyncSource {
     pub attributes: Attributes,
     /// How all rows of one key become one document; `None` where each row is one.
     pub collect: Option<Collect>,
+    /// Other tables that its documents take data from.
+    pub related: Vec<RelatedSpec>,
 }
 
 /// How rows become one document.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::claim::Reader;
 use super::doorbell::Doorbell;
 use super::error::{Error, Kind, Place};
+use super::expand::Expander;
 use super::gauges::Watch;
 use super::link::{Link, Role, any_closed};
 use super::outbox::Outbox;
@@ -21,8 +22,8 @@ use super::triggers::Examiner;
 use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
-    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, FetchMode, Fetched,
-    SettleRequest, Walked,
+    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, FetchMode,
+    Fetched, Marker, SettleRequest, Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -34,6 +35,7 @@ pub struct Session {
     settler: Settler,
     watch: Watch,
     examiner: Examiner,
+    expander: Expander,
     epoch: Epoch,
     syncs: HashMap<SyncId, SyncSource>,
 }
@@ -156,8 +158,9 @@ impl Session {
         let (control, work, bulk) = (Arc::new(control), Arc::new(work), Arc::new(bulk));
         recover::require_schema(settings, &control).await?;
 
+        // Not the bulk connection: it writes to the outbox too, when it expands markers.
         let mut own = Vec::new();
-        for link in [&control, &work, &bulk] {
+        for link in [&control, &work] {
             let row = link.client().query_one("select pg_backend_pid()", &[]);
             own.push(
                 link.call("opening a session", 2, Place::Own, row)
@@ -173,6 +176,7 @@ impl Session {
         let settler = Settler::open(settings, &control).await?;
         let watch = Watch::open(settings);
         let examiner = Examiner::open(settings);
+        let expander = Expander::open(settings);
         let work = Reader::open(settings, work).await?;
         let bulk = Reader::open(settings, bulk).await?;
         // This only saves time later, and must not take it from the lease: nobody renews that yet.
@@ -201,6 +205,7 @@ impl Session {
             settler,
             watch,
             examiner,
+            expander,
             epoch,
             syncs,
         };
@@ -309,6 +314,24 @@ impl Session {
     /// `Connection`, `Transient`, `Fenced`, `Refused`.
     pub async fn advance_backfill(&self, sync: SyncId, to: &BackfillStep) -> Result<(), Error> {
         self.bulk.advance(self.epoch, self.sync(sync)?, to).await
+    }
+
+    /// Writes the next keys of each marker into the outbox, at most `limit` of each, and the markers'
+    /// positions: one fenced transaction.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`; `Relation` where the related table is not
+    /// configured or its columns cannot be read, `Row` for values that do not fit them.
+    pub async fn expand(
+        &self,
+        sync: SyncId,
+        markers: &[Marker],
+        limit: usize,
+    ) -> Result<Expanded, Error> {
+        let (link, sync) = (self.bulk.link(), self.sync(sync)?);
+        self.expander
+            .expand(link, self.epoch, sync, markers, limit)
+            .await
     }
 
     /// Numbers for metrics.

@@ -4,6 +4,7 @@ mod cli;
 mod documents;
 mod errors;
 mod example;
+mod related;
 mod secrets;
 mod sources;
 mod verbs;

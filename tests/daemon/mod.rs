@@ -15,6 +15,7 @@ mod large;
 mod limits;
 mod ops;
 mod poison;
+mod related;
 mod replication;
 mod resync;
 mod secrets;

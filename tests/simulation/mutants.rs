@@ -60,6 +60,8 @@ pub(super) enum Mutant {
     BrakeIgnored,
     /// What was on its way to KV when a backfill began is not looked at again.
     OutdatedNotReadAgain,
+    /// The marker of a related row is deleted before all of its keys are recorded.
+    MarkerEndsEarly,
 }
 
 impl Mutant {
@@ -69,7 +71,7 @@ impl Mutant {
     }
 }
 
-pub(super) const ALL: [Mutant; 28] = [
+pub(super) const ALL: [Mutant; 29] = [
     Mutant::ClaimsNotPersisted,
     Mutant::AmbiguousIsWritten,
     Mutant::ThrottledIsWritten,
@@ -98,4 +100,5 @@ pub(super) const ALL: [Mutant; 28] = [
     Mutant::AuditOnlyLooks,
     Mutant::BrakeIgnored,
     Mutant::OutdatedNotReadAgain,
+    Mutant::MarkerEndsEarly,
 ];

@@ -44,6 +44,8 @@ pub(super) struct Faults {
     pub(super) short_reads: bool,
     /// Somebody else writes to KV.
     pub(super) tampers: bool,
+    /// Rows of related tables change.
+    pub(super) related: bool,
 }
 
 /// What a seed does.
@@ -84,6 +86,7 @@ impl Plan {
         let scarce = aim == Some(Mutant::NoBudget) || (!calm && rng.u32(..12) == 0);
         let tampers =
             !calm && !scarce && (aim.is_some_and(Mutant::is_of_audits) || others.u32(..4) == 0);
+        let related = aim == Some(Mutant::MarkerEndsEarly) || others.u32(..3) == 0;
         let syncs = rng.usize(1..=2);
         let keys = if calm {
             rng.usize(2..=8)
@@ -168,11 +171,13 @@ impl Plan {
                 Faults {
                     late_commits: aim != Some(Mutant::NoWaitCap) && rng.bool(),
                     aborts: rng.bool(),
+                    related,
                     ..Faults::default()
                 }
             } else {
                 Faults {
                     tampers,
+                    related,
                     ..Faults::draw(rng, aim)
                 }
             },
@@ -262,6 +267,7 @@ impl Faults {
             unexpected: on(),
             short_reads: on(),
             tampers: false,
+            related: false,
         };
         // A variant can only be caught where its fault happens.
         match mutant {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pg2kv::change::{ClaimId, Epoch, Mono, OutboxId, SyncId};
 use pg2kv::ledger::{
-    AuditFacts, BackfillStep, ClaimRequest, DeleteFacts, Failure, FailureKind, FetchMode,
+    AuditFacts, BackfillStep, ClaimRequest, DeleteFacts, Failure, FailureKind, FetchMode, Marker,
     SettleRequest,
 };
 use pg2kv::relay::{BatchId, Campaigned, Effect, Event, Recovered, SweepFailure};
@@ -77,6 +77,11 @@ pub(super) enum Job {
         sync: SyncId,
         step: BackfillStep,
     },
+    Expand {
+        sync: SyncId,
+        markers: Vec<Marker>,
+        limit: usize,
+    },
     Release,
 }
 
@@ -115,6 +120,10 @@ impl Job {
                 sync,
                 result: Err(failure),
             },
+            Self::Expand { sync, .. } => Event::Expanded {
+                sync,
+                result: Err(failure),
+            },
             Self::Release => Event::Released,
         }
     }
@@ -129,6 +138,7 @@ impl Job {
                 | Self::Compact(_)
                 | Self::Start { .. }
                 | Self::Advance { .. }
+                | Self::Expand { .. }
         )
     }
 }
@@ -170,6 +180,15 @@ impl World {
             },
             Effect::Walk { sync, after, limit } => Job::Walk { sync, after, limit },
             Effect::Advance { sync, step } => Job::Advance { sync, step },
+            Effect::Expand {
+                sync,
+                markers,
+                limit,
+            } => Job::Expand {
+                sync,
+                markers,
+                limit,
+            },
             Effect::Release => Job::Release,
             Effect::Write {
                 request,
@@ -465,6 +484,20 @@ impl World {
                     },
                 );
             }
+            Job::Expand {
+                sync,
+                markers,
+                limit,
+            } => {
+                let of = usize::from(sync.0);
+                let result = if self.relation_broken[of] {
+                    Err(FailureKind::Relation)
+                } else {
+                    self.database.expand(from, of, &markers, limit)
+                };
+                let result = result.map_err(failure);
+                self.deliver(from, Event::Expanded { sync, result });
+            }
             Job::Release => {
                 self.database.close(from);
                 self.deliver(from, Event::Released);
@@ -492,6 +525,14 @@ impl World {
                     .map(|_| ()),
                 Job::Advance { sync, step } => {
                     self.database.advance(from, usize::from(sync.0), step)
+                }
+                Job::Expand {
+                    sync,
+                    markers,
+                    limit,
+                } => {
+                    let of = usize::from(sync.0);
+                    self.database.expand(from, of, markers, *limit).map(|_| ())
                 }
                 _ => Ok(()),
             };

@@ -367,8 +367,9 @@ impl World {
             return Ok(());
         };
         let status = relay.status(now);
-        let braked = status.syncs.iter().filter_map(|sync| sync.deletes_held);
-        let bound = bound + braked.map(|held| held.keys).sum::<usize>();
+        // Deletes that a brake holds take no room from the others, nor do they when it lets them go.
+        let braked = settings.brake.count > 0;
+        let bound = bound + if braked { settings.queue.keys_max } else { 0 };
         let held = status.queue_keys;
         if held > bound {
             return Err(format!(

@@ -6,6 +6,7 @@
 
 mod by_key;
 mod collect;
+pub(crate) mod expand;
 mod table;
 mod value;
 mod walk;

@@ -31,6 +31,11 @@ impl Filter {
         Self(published + &current)
     }
 
+    /// A condition that is ours.
+    pub(super) fn on(condition: &str) -> Self {
+        Self(format!("and ({condition})"))
+    }
+
     pub(super) fn sql(&self) -> &str {
         &self.0
     }

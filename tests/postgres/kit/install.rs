@@ -121,6 +121,7 @@ async fn another_schema_name_stands_beside_the_default_one(server: Server) {
         (&edge, Some(vec!["a".to_owned()])),
     ] {
         let spec = WatchSpec {
+            related: Vec::new(),
             sync: "odd".into(),
             table: r#"public."Odd table""#.into(),
             key_columns: vec!["The id".into()],

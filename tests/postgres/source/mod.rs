@@ -5,6 +5,7 @@ mod bell;
 mod check;
 mod claim;
 mod collect;
+mod expand;
 mod fetch;
 mod gate;
 mod keys;
@@ -131,6 +132,7 @@ fn items(value: &str) -> SyncSource {
         filter: None,
         attributes: Attributes::default(),
         collect: None,
+        related: vec![],
     }
 }
 
@@ -194,6 +196,7 @@ fn texts(changes: &[Change]) -> Vec<String> {
         .map(|change| match &change.what {
             Changed::Key(key) => key.as_str().to_owned(),
             Changed::Again(key) => format!("again {}", key.as_str()),
+            Changed::Related(related) => format!("{related:?}"),
             Changed::Everything => "*".to_owned(),
         })
         .collect()
