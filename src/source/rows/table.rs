@@ -58,7 +58,7 @@ const SHARD: &str = "\
     from pg2kv.sync as s where s.name = $1";
 
 /// Whole, valid B-tree indexes; the walk follows one that holds exactly the key columns, or, with
-/// many rows in one document (`$3`), that begins with them.
+/// many rows in one document (`$3`), that begins with them in their order.
 const INDEXES: &str = "\
     select array(select unnest(i.indkey) limit $2::int4)
     from pg_index as i join pg_class as c on c.oid = i.indexrelid
@@ -184,12 +184,17 @@ pub(super) async fn look_up(
             client.query(INDEXES, &[&oid, &count, &sync.collect.is_some()]),
         )
         .await?;
-    let indexed = indexes.iter().find_map(|row| {
-        row.get::<_, Vec<i16>>(0)
+    let mut orders = indexes.iter().filter_map(|row| {
+        let columns: Vec<i16> = row.get(0);
+        columns
             .iter()
             .map(|number| numbers.iter().position(|ours| ours == number))
             .collect::<Option<Vec<_>>>()
     });
+    // Documents of many rows are walked in the order of their columns, with an index or without: a
+    // walk may begin before there is one.
+    let in_order = |order: &Vec<usize>| sync.collect.is_none() || order.is_sorted();
+    let indexed = orders.find(in_order);
     let row_bytes = found
         .get::<_, Option<i64>>(3)
         .and_then(|bytes| u64::try_from(bytes).ok());

@@ -85,7 +85,7 @@ impl Table {
              select {distinct}{key} as key from {name} as {alias} \
              where {same} and {behind} {filter} {end}) as pg2kv_key limit $2::int8",
             present = self.present().join(" and "),
-            from = self.from_position(&ordered),
+            from = self.at_or_behind(&ordered),
             same = same.join(" and "),
             behind = self.behind(),
         )
@@ -152,7 +152,7 @@ impl Table {
     }
 
     /// The group of the position, and those behind it.
-    fn from_position(&self, ordered: &[(usize, &KeyColumn)]) -> String {
+    fn at_or_behind(&self, ordered: &[(usize, &KeyColumn)]) -> String {
         let alias = &self.alias;
         let each = |part: &dyn Fn(usize, &KeyColumn) -> String, between: &str| {
             let parts: Vec<String> = ordered.iter().map(|(at, each)| part(*at, each)).collect();
