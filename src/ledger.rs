@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::change::{Change, ClaimId, Key, OutboxId, Poison, SyncId};
+use crate::change::{Change, ClaimId, Key, OutboxId, Poison, Related, SyncId};
 
 /// How to fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,8 @@ pub enum FetchMode {
 pub struct Fetched {
     /// Rows of configured syncs, none returned twice in one session but for rare, harmless repeats.
     pub changes: Vec<Change>,
-    /// Rows of syncs that are not configured here; they stay in the outbox.
+    /// Rows of syncs that are not configured here, and markers that this version does not know; they
+    /// stay in the outbox.
     pub ignored: u64,
     /// The limit was reached; more rows may wait.
     pub more: bool,
@@ -112,6 +113,26 @@ pub struct Walked {
     pub position: Option<String>,
 }
 
+/// A row of the outbox that stands for the documents of a row of a related table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// The outbox row.
+    pub id: OutboxId,
+    /// What it says.
+    pub related: Related,
+}
+
+/// What an expansion of markers wrote into the outbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expanded {
+    /// Keys.
+    pub keys: u64,
+    /// Markers that are at their end; each of the others has a row with its new position.
+    pub done: u64,
+    /// The highest id among the new rows; `None` where there are none.
+    pub last: Option<OutboxId>,
+}
+
 /// Whether a sync's changes are recorded, as its triggers stand now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Examined {
@@ -167,6 +188,17 @@ pub struct DeleteFacts {
     pub keys: Option<u64>,
     /// A person has approved of any number of deletes, for this much longer.
     pub approved_for: Option<Duration>,
+}
+
+/// What the ledger says about comparisons of a sync with KV.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditFacts {
+    /// The sync.
+    pub sync: SyncId,
+    /// Time since the last one ended, or since the sync was watched where there was none.
+    pub age: Duration,
+    /// Why the next one may not wait for its time.
+    pub owed: Option<String>,
 }
 
 /// Why the ledger, or a read of rows, did not answer.

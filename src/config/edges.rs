@@ -36,6 +36,7 @@ impl Config {
             holder: self.lease.holder.clone(),
             log_keys: self.log.keys,
             check_interval: self.postgres.check_interval,
+            recheck_after: self.audit.recheck_after,
         }
     }
 
@@ -83,6 +84,10 @@ impl Config {
                 count: self.brake.count,
                 window: self.brake.window,
             },
+            audit: relay::audits::Settings {
+                interval: self.audit.interval,
+                page_interval: self.audit.page_interval,
+            },
         }
     }
 
@@ -123,6 +128,9 @@ impl Config {
                     ValueSource::Expression(sql) => ValueSql::Expression(sql.clone()),
                 },
                 filter: sync.filter.clone(),
+                attributes: sync.attributes.clone(),
+                collect: sync.collect.clone(),
+                related: sync.watch.related.clone(),
             })
             .collect()
     }

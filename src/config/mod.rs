@@ -13,6 +13,7 @@ mod effective;
 mod layers;
 mod problem;
 mod reader;
+mod related;
 mod secrets;
 mod section;
 mod sections;
@@ -28,7 +29,7 @@ use secrecy::SecretString;
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
 use crate::sink::token::TokenSource;
-use crate::source::TlsMode;
+use crate::source::{Attributes, Collect, TlsMode};
 use crate::sql_kit::{Schema, WatchSpec};
 
 pub use effective::{Effective, Entry};
@@ -58,6 +59,8 @@ pub struct Config {
     pub backfill: Backfill,
     /// `[brake]`
     pub brake: Brake,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[shutdown]`
     pub shutdown: Shutdown,
     /// `[ops]`
@@ -199,6 +202,18 @@ pub struct Brake {
     pub window: Duration,
 }
 
+/// `[audit]`: when the leader compares KV with the rows by itself.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// From the end of one comparison of a sync to the next; zero leaves those after a change of the
+    /// database's identity.
+    pub interval: Duration,
+    /// Least time between two pages of names, which are a request to KV each.
+    pub page_interval: Duration,
+    /// What differs is looked at again after this long.
+    pub recheck_after: Duration,
+}
+
 /// `[shutdown]`: what SIGTERM leads to.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
@@ -249,6 +264,10 @@ pub struct Sync {
     pub value: ValueSource,
     /// SQL boolean expression: whether a row is published.
     pub filter: Option<String>,
+    /// What a pair has beside its value.
+    pub attributes: Attributes,
+    /// How all rows of one key become one document; `None` where each row is one.
+    pub collect: Option<Collect>,
     /// Where the pairs go.
     pub namespace_id: NamespaceId,
 }
@@ -345,6 +364,7 @@ struct Draft {
     retry: Option<Retry>,
     backfill: Option<Backfill>,
     brake: Option<Brake>,
+    audit: Option<Audit>,
     shutdown: Option<Shutdown>,
     ops: Option<Ops>,
     log: Option<Log>,
@@ -362,6 +382,7 @@ impl Draft {
             retry: self.retry?,
             backfill: self.backfill?,
             brake: self.brake?,
+            audit: self.audit?,
             shutdown: self.shutdown?,
             ops: self.ops?,
             log: self.log?,
@@ -391,6 +412,7 @@ fn read(
     let retry = sections::retry(&mut reader, kv.as_ref());
     let backfill = sections::backfill(&mut reader);
     let brake = sections::brake(&mut reader);
+    let audit = sections::audit(&mut reader);
     let shutdown = sections::shutdown(&mut reader);
     let ops = sections::ops(&mut reader);
     let log = sections::log(&mut reader);
@@ -405,6 +427,7 @@ fn read(
         retry,
         backfill,
         brake,
+        audit,
         shutdown,
         ops,
         log,

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use super::audits::Desk;
+use super::sizes::Sizes;
 use super::{SyncSpec, clock};
 use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, SyncId};
 use crate::document;
@@ -20,6 +22,8 @@ pub(super) struct World {
     pub(super) syncs: Vec<SyncSpec>,
     pub(super) kv: KvClient,
     pub(super) holder: String,
+    pub(super) desk: Desk,
+    pub(super) sizes: Sizes,
 }
 
 /// What a task ends in.
@@ -152,11 +156,12 @@ impl World {
             Effect::Prepare { batch, request } => match session.prepare(&request).await {
                 Ok(claimed) => {
                     let template = &self.sync(request.sync).template;
-                    let read = claimed
+                    let read: Vec<_> = claimed
                         .rows
                         .into_iter()
-                        .map(|row| document::render(template, &row.columns, row.value))
+                        .map(|row| document::render(template, &row.columns, row.draft))
                         .collect();
+                    self.sizes.note(request.sync, &read);
                     Event::Prepared {
                         batch,
                         claim: claimed.claim,
@@ -227,10 +232,27 @@ impl World {
                     .map(|()| step)
                     .map_err(Failure::from),
             },
+            Effect::Expand {
+                sync,
+                markers,
+                limit,
+            } => Event::Expanded {
+                sync,
+                result: session
+                    .expand(sync, &markers, limit)
+                    .await
+                    .map_err(Failure::from),
+            },
+            Effect::Audit { sync, reason } => Event::Audited {
+                sync,
+                result: self.audit(session.epoch(), sync, &reason).await,
+            },
             // These are the loop's own; it never hands them on.
-            Effect::Campaign | Effect::ReloadToken | Effect::Abandon | Effect::Release => {
-                Event::Tick
-            }
+            Effect::Campaign
+            | Effect::AllowPage
+            | Effect::ReloadToken
+            | Effect::Abandon
+            | Effect::Release => Event::Tick,
         }
     }
 
@@ -278,7 +300,7 @@ impl World {
         })
     }
 
-    fn sync(&self, id: SyncId) -> &SyncSpec {
+    pub(super) fn sync(&self, id: SyncId) -> &SyncSpec {
         &self.syncs[usize::from(id.0)]
     }
 }
@@ -324,5 +346,6 @@ fn recovered_of(found: source::session::Recovered) -> Recovered {
         dead: found.dead,
         new_syncs: found.new_syncs,
         deletes: found.deletes,
+        audits: found.audits,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::AuditFound;
 use super::holds::{BlockReason, HoldReason};
 use crate::change::Epoch;
 use crate::ledger::Backfill;
@@ -116,4 +117,28 @@ pub struct StatusSync {
     pub deletes_held: Option<StatusBrake>,
     /// Its backfill.
     pub backfill: Option<Backfill>,
+    /// Its comparison with KV.
+    pub audit: StatusAudit,
+    /// Changes of related tables, while some are not done with.
+    pub expansion: Option<StatusExpansion>,
+}
+
+/// Changes of related tables of one sync that are being expanded into keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusExpansion {
+    /// Changes that are not done with.
+    pub changes: usize,
+    /// Keys recorded for such since there were none.
+    pub keys: u64,
+}
+
+/// The comparisons of one sync with KV.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusAudit {
+    /// Why one runs now.
+    pub running: Option<String>,
+    /// Time since the last one ended, or since the sync was watched.
+    pub age: Option<Duration>,
+    /// What the last one of this leadership found.
+    pub found: Option<AuditFound>,
 }

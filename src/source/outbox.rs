@@ -14,7 +14,8 @@ use super::Settings;
 use super::error::{Error, Kind, Place};
 use super::frontier::{Frontier, Holder, Range};
 use super::link::Link;
-use crate::change::{Change, Changed, Epoch, Key, OutboxId, SyncId};
+use super::marker;
+use crate::change::{Change, Epoch, OutboxId, SyncId};
 use crate::ledger::{FetchMode, Fetched};
 
 /// A page of what is new. Age by the server's clock, so that clocks need not agree.
@@ -34,7 +35,7 @@ const PROBE: &str = "\
     ) as o
     limit $3";
 
-/// Who may have drawn ids that are not visible yet. Our own sessions delete, never insert.
+/// Who may have drawn ids that are not visible yet. Of our own sessions, these delete only.
 const LOOK: &str = "\
     select virtualtransaction from pg_locks
     where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
@@ -72,7 +73,7 @@ pub(crate) struct Outbox {
     silence: Statement,
     compact: Statement,
     name: String,
-    /// Server processes of this session.
+    /// Server processes of this session that write nothing into the outbox.
     own: Vec<i32>,
     doorbell: bool,
     /// How long one setting of the bell lasts.
@@ -272,13 +273,13 @@ impl Outbox {
             ))
         };
         let (id, sync, key, age) = read().map_err(unreadable)?;
-        let Some(&sync) = self.syncs.get(sync) else {
+        let (Some(&sync), Some(what)) = (self.syncs.get(sync), marker::asked(key)) else {
             return Ok(None);
         };
         Ok(Some(Change {
             id: OutboxId(id),
             sync,
-            what: key.map_or(Changed::Everything, |key| Changed::Key(Key::new(key))),
+            what,
             // Negative where the server's clock was set back.
             age: Duration::try_from_secs_f64(age).unwrap_or_default(),
         }))

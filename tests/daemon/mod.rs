@@ -3,14 +3,21 @@
 // Clippy takes these for code outside tests.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod brake;
+mod collect;
 mod debounce;
 mod doctor;
 mod errors;
+mod follow;
 mod kill;
+mod large;
+mod limits;
 mod ops;
 mod page;
 mod poison;
+mod related;
+mod replication;
 mod resync;
 mod secrets;
 mod shutdown;

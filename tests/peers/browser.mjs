@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 import { launch } from "./chromium.mjs";
 
 const { profile } = JSON.parse(process.argv[2]);
-const context = await launch(profile, { width: 800, height: 480 });
+const context = await launch(profile, { width: 800, height: 330 });
 const page = context.pages()[0] ?? (await context.newPage());
 /** What the browser complained of since the last command: refused styles, failed scripts. */
 let complaints = [];

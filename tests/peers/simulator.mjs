@@ -2,12 +2,12 @@
 //
 // argv[2]: JSON {"kv": {BINDING: namespace id}, "script"?: text of a Worker, "around"?: text of a
 //          Worker that gets the requests instead and imports the first one as "./script.mjs",
-//          "persist"?: directory}
+//          "date"?: compatibility date, "persist"?: directory}
 // stdout: one line {"worker": URL, "api": URL}
 
 import { convertV4MiniflareOptions, Miniflare } from "miniflare";
 
-const { kv, script, around, persist } = JSON.parse(process.argv[2]);
+const { kv, script, around, date, persist } = JSON.parse(process.argv[2]);
 const idle = 'export default { fetch() { return new Response("no Worker", { status: 404 }); } };';
 const module = (path, contents) => ({ type: "ESModule", path, contents });
 
@@ -20,7 +20,7 @@ const options = convertV4MiniflareOptions({
   unsafeLocalExplorer: true,
   modulesRoot: "/",
   modules: [...(around ? [module("/around.mjs", around)] : []), module("/script.mjs", script ?? idle)],
-  compatibilityDate: "2026-04-01",
+  compatibilityDate: date ?? "2026-04-01",
   kvNamespaces: kv,
 });
 const simulator = new Miniflare(persist ? { ...options, resourcePersistencePath: persist } : options);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pg2kv::queue;
 use pg2kv::queue::{backoff, budget};
-use pg2kv::relay::{Settings, brake};
+use pg2kv::relay::{Settings, audits, brake};
 
 use super::mutants::Mutant;
 
@@ -42,6 +42,10 @@ pub(super) struct Faults {
     pub(super) quota: bool,
     pub(super) unexpected: bool,
     pub(super) short_reads: bool,
+    /// Somebody else writes to KV.
+    pub(super) tampers: bool,
+    /// Rows of related tables change.
+    pub(super) related: bool,
 }
 
 /// What a seed does.
@@ -56,6 +60,8 @@ pub(super) struct Plan {
     pub(super) gap: Duration,
     /// One in this many transactions changes key 0 of sync 0.
     pub(super) hot: u32,
+    /// While there are faults nobody approves of deletes, and what is deleted is counted.
+    pub(super) nobody_approves: bool,
     /// How long faults and writers go on.
     pub(super) chaos: Duration,
     pub(super) faults: Faults,
@@ -73,10 +79,14 @@ impl Plan {
         };
         // Of its own, so that what else a seed does stays the same.
         let mut brakes = fastrand::Rng::with_seed(rng.clone().u64(..));
-        let braked = !calm && brakes.u32(..4) == 0;
+        let braked = !calm && (brakes.u32(..4) == 0 || aim == Some(Mutant::BrakeIgnored));
         let millis = |ms: u64| Duration::from_millis(ms);
         let pick = |rng: &mut fastrand::Rng, of: &[u64]| of[rng.usize(..of.len())];
+        let mut others = fastrand::Rng::with_seed(!rng.clone().u64(..));
         let scarce = aim == Some(Mutant::NoBudget) || (!calm && rng.u32(..12) == 0);
+        let tampers =
+            !calm && !scarce && (aim.is_some_and(Mutant::is_of_audits) || others.u32(..4) == 0);
+        let related = aim == Some(Mutant::MarkerEndsEarly) || others.u32(..3) == 0;
         let syncs = rng.usize(1..=2);
         let keys = if calm {
             rng.usize(2..=8)
@@ -129,6 +139,10 @@ impl Plan {
                 count: if braked { brakes.u64(1..=4) } else { 0 },
                 window: millis(5_000),
             },
+            audit: audits::Settings {
+                interval: Duration::from_secs(if tampers { others.u64(2..=15) } else { 86_400 }),
+                page_interval: millis(pick(&mut others, &[0, 200, 1_000])),
+            },
         };
         Self {
             settings,
@@ -145,6 +159,7 @@ impl Plan {
             } else {
                 rng.u32(2..=10)
             },
+            nobody_approves: aim == Some(Mutant::BrakeIgnored),
             chaos: Duration::from_secs(if scarce {
                 400
             } else if calm {
@@ -156,10 +171,15 @@ impl Plan {
                 Faults {
                     late_commits: aim != Some(Mutant::NoWaitCap) && rng.bool(),
                     aborts: rng.bool(),
+                    related,
                     ..Faults::default()
                 }
             } else {
-                Faults::draw(rng, aim)
+                Faults {
+                    tampers,
+                    related,
+                    ..Faults::draw(rng, aim)
+                }
             },
             calm,
         }
@@ -173,6 +193,7 @@ impl Plan {
             Some(Mutant::NoKeyInterval) => settings.queue.key_interval = Duration::ZERO,
             Some(Mutant::NoLateWindow) => settings.late_write_window = Duration::ZERO,
             Some(Mutant::NoBudget) => settings.budget.requests_per_window = 0,
+            Some(Mutant::BrakeIgnored) => settings.brake.count = 0,
             _ => {}
         }
         settings
@@ -185,7 +206,13 @@ impl Plan {
         let settings = &self.settings;
         let scarce = settings.budget.requests_per_window == SCARCE_REQUESTS;
         let budget = budget::WINDOW * if scarce { 3 } else { 1 };
-        settings.lease_ttl * 3
+        let audits = if self.faults.tampers {
+            settings.audit.interval * 4 + Duration::from_secs(60)
+        } else {
+            Duration::ZERO
+        };
+        audits
+            + settings.lease_ttl * 3
             + settings.backoff.max * 8
             + LATE_WRITE_WINDOW * 4
             + settings.poll_interval
@@ -239,6 +266,8 @@ impl Faults {
             quota: on(),
             unexpected: on(),
             short_reads: on(),
+            tampers: false,
+            related: false,
         };
         // A variant can only be caught where its fault happens.
         match mutant {
@@ -255,7 +284,11 @@ impl Faults {
             Some(Mutant::FenceIgnored | Mutant::TrustForEver) => faults.pauses = true,
             Some(Mutant::GivesUpEarly) => faults.slow_kv = true,
             Some(Mutant::FetchMissesLateCommits) => faults.late_commits = true,
-            Some(Mutant::MarkerWithoutBackfill) => faults.truncates = true,
+            Some(Mutant::MarkerWithoutBackfill | Mutant::BrakeIgnored) => faults.truncates = true,
+            Some(Mutant::OutdatedNotReadAgain) => {
+                faults.truncates = true;
+                faults.slow_kv = true;
+            }
             Some(Mutant::IdentityIgnored) => faults.failovers = true,
             Some(Mutant::LostReplyIsRollback) => faults.lost_replies = true,
             Some(Mutant::NamespaceGoneIsThrottled) => faults.gone = true,

@@ -5,6 +5,7 @@ pub(crate) mod node;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod terminal;
 pub(crate) mod wait;
 pub(crate) mod worker;
 pub(crate) mod world;

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// Longest that a script may take to finish, or to get ready.
@@ -28,6 +29,7 @@ pub(crate) struct Service {
     pub(crate) ready: Value,
     script: String,
     lines: Lines<BufReader<ChildStdout>>,
+    errors: JoinHandle<String>,
     child: Child,
 }
 
@@ -83,31 +85,34 @@ impl Peers {
         let mut child = self
             .command(script)
             .arg(input.to_string())
+            // Killed, it could not stop what it has started itself. A test that fails ends its
+            // standard input, and so does one that is killed.
+            .kill_on_drop(false)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        // Read all the time: a script whose standard error is full would wait for ever.
+        let mut stderr = child.stderr.take().unwrap();
+        let errors = tokio::spawn(async move {
+            let mut errors = Vec::new();
+            stderr.read_to_end(&mut errors).await.unwrap();
+            String::from_utf8_lossy(&errors).into_owned()
+        });
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = timeout(DEADLINE, lines.next_line()).await;
         let ready = ready
             .unwrap_or_else(|_| panic!("{script} does not get ready"))
             .unwrap();
         let Some(ready) = ready else {
-            let mut errors = String::new();
-            child
-                .stderr
-                .take()
-                .unwrap()
-                .read_to_string(&mut errors)
-                .await
-                .unwrap();
-            panic!("{script} ended at once: {errors}");
+            panic!("{script} ended at once: {}", errors.await.unwrap());
         };
         Service {
             ready: serde_json::from_str(&ready).unwrap(),
             script: script.to_owned(),
             lines,
+            errors,
             child,
         }
     }
@@ -129,14 +134,18 @@ impl Service {
         }
     }
 
-    /// Ends the script's standard input, and waits until it is gone. A test that fails before
-    /// drops the child, which kills it.
-    pub(crate) async fn stop(mut self) {
+    /// Ends the script's standard input, waits until it is gone, and returns what it wrote to its
+    /// standard error.
+    pub(crate) async fn stop(mut self) -> String {
         drop(self.child.stdin.take());
         timeout(DEADLINE, self.child.wait())
             .await
             .expect("the script stops")
             .unwrap();
+        timeout(DEADLINE, self.errors)
+            .await
+            .expect("its children stop too")
+            .unwrap()
     }
 }
 

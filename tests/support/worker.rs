@@ -41,7 +41,9 @@ impl Edge {
     }
 
     async fn with(peers: &Peers, more: &Value) -> Self {
-        let mut input = json!({ "kv": { "KV": NAMESPACE }, "script": built(peers).await });
+        let script = built(peers).await;
+        let date = compatibility_date();
+        let mut input = json!({ "kv": { "KV": NAMESPACE }, "script": script, "date": date });
         input
             .as_object_mut()
             .unwrap()
@@ -108,9 +110,9 @@ impl Edge {
             .collect()
     }
 
-    /// Stops the simulator.
-    pub(crate) async fn stop(self) {
-        self.simulator.stop().await;
+    /// Stops the simulator, and returns what the Worker logged.
+    pub(crate) async fn stop(self) -> String {
+        self.simulator.stop().await
     }
 }
 
@@ -127,9 +129,20 @@ impl Reply {
     }
 }
 
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/worker")
+}
+
+/// The date whose runtime the Worker is deployed for; the simulator shall behave like it.
+fn compatibility_date() -> String {
+    let settings = fs::read_to_string(directory().join("wrangler.jsonc")).unwrap();
+    let (_, rest) = settings.split_once("\"compatibility_date\": \"").unwrap();
+    rest.split_once('"').unwrap().0.to_owned()
+}
+
 /// The script that wrangler would upload. Types are checked too. It is built when a source changed.
 async fn built(peers: &Peers) -> String {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/worker");
+    let directory = directory();
     node::install(&directory, "worker");
     let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join("worker");
     fs::create_dir_all(&output).unwrap();

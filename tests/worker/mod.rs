@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod files;
 mod page;
 mod types;
 

@@ -73,11 +73,12 @@ async fn the_page_follows_the_row() {
     browser.ask(&json!({ "screenshot": picture })).await;
     let bytes = fs::read(&picture).unwrap();
     assert!(bytes.starts_with(b"\x89PNG"), "{}", picture.display());
+    let shown = picture.strip_prefix(env!("CARGO_MANIFEST_DIR"));
     wait::say(&format!(
-        "Chromium {} shows the change {} ms after it began; {}",
-        browser.ready["version"],
+        "page: after the UPDATE and one reload Chromium {} shows \"pro\", {} ms; {}",
+        browser.ready["version"].as_str().unwrap(),
         took.as_millis(),
-        picture.display()
+        shown.unwrap_or(&picture).display()
     ));
 
     // Text from a row is text on the page, whatever it looks like.

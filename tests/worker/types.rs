@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Way;
+use crate::support::wait;
 use crate::support::world::{NAMESPACE, Plan, Sync};
 
 /// A column's type, and a value of it as SQL. Each makes one row, NULL in all other columns.
@@ -105,7 +106,7 @@ const ODD_SETTINGS: &str = "
 /// What pg2kv promises of the session that renders.
 const PROMISED_SETTINGS: &str = "
     set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'iso_8601';
-    set bytea_output = 'hex'; set extra_float_digits = 1;
+    set bytea_output = 'hex'; set extra_float_digits = 1; set lc_monetary = 'C';
 ";
 
 /// The name of a type's column.
@@ -145,11 +146,14 @@ async fn every_type_comes_out_as_postgres_renders_it() {
     };
     let text = format!("coalesce({})", each(&|column| format!("{column}::text")));
     let documents = format!(
-        "table = \"public.sample\"\nkey = \"assets/json/{{id}}\"\ncolumns = [{}]",
+        "table = \"public.sample\"\nkey = \"assets/json/{{id}}\"\ncolumns = [{}]\n\
+         content_type = \"'application/json'\"",
         each(&|column| format!("{column:?}")),
     );
-    let texts =
-        format!("table = \"public.sample\"\nkey = \"assets/text/{{id}}\"\nvalue = \"{text}\"");
+    let texts = format!(
+        "table = \"public.sample\"\nkey = \"assets/text/{{id}}\"\nvalue = \"{text}\"\n\
+         content_type = \"'text/plain; charset=utf-8'\""
+    );
     let sync = |name, toml: String| Sync {
         name,
         toml: toml.leak(),
@@ -175,17 +179,26 @@ async fn every_type_comes_out_as_postgres_renders_it() {
     );
     let mut wrong = Vec::new();
     let rows = way.world.rows(&oracle).await;
-    assert!(rows.len() >= 50, "{} rows", rows.len());
+    let count = rows.len();
+    assert!(count >= 50, "{count} rows");
     for row in rows {
         let id: String = row.get(0);
-        for (path, expected) in [
-            ("json", row.get(1)),
-            ("text", row.get::<_, Option<&str>>(2)),
+        for (path, mime, expected) in [
+            ("json", "application/json", row.get(1)),
+            (
+                "text",
+                "text/plain; charset=utf-8",
+                row.get::<_, Option<&str>>(2),
+            ),
         ] {
             let reply = way.edge.get(&format!("/assets/{path}/{id}")).await;
             // An expression that is NULL makes no document.
             let right = match expected {
-                Some(expected) => reply.status == 200 && reply.body == expected.as_bytes(),
+                Some(expected) => {
+                    reply.status == 200
+                        && reply.header("content-type") == mime
+                        && reply.body == expected.as_bytes()
+                }
                 None => reply.status == 404,
             };
             if !right {
@@ -198,5 +211,9 @@ async fn every_type_comes_out_as_postgres_renders_it() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wait::say(&format!(
+        "types: {count} rows of {} types, as JSON and as text, come out byte for byte",
+        kinds.len()
+    ));
     way.stop().await;
 }

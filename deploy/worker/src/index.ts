@@ -7,7 +7,7 @@
 import { read, Unavailable } from "./kv.js";
 import { renderPage, type View } from "./page.js";
 import { page, problem, stored } from "./reply.js";
-import { decode, Malformed, parseUser, userId, userKey } from "./user.js";
+import { decode, Malformed, parseDocument, parseUser, userId, userKey } from "./user.js";
 
 interface Env {
   readonly KV: KVNamespace;
@@ -57,7 +57,7 @@ async function start(request: Request, kv: KVNamespace): Promise<Response> {
 async function config(request: Request, kv: KVNamespace, id: string): Promise<Response> {
   const found = await read(kv, userKey(id));
   if (found === null) return problem(404, "there is no such user");
-  parseUser(found.bytes); // Malformed is told, and not passed on.
+  parseDocument(found.bytes); // Malformed is told, and not passed on.
   return stored(request, found, "private", "application/json");
 }
 

@@ -35,19 +35,23 @@ export class Unavailable extends Error {
  */
 export async function read(kv: KVNamespace, key: string): Promise<Stored | null> {
   if (new TextEncoder().encode(key).length > KEY_MAX_BYTES) return null;
-  const found = await kv
-    .getWithMetadata(key, { type: "arrayBuffer", cacheTtl: CACHE_TTL_SECONDS })
-    .catch((cause: unknown) => {
-      throw new Unavailable("KV cannot be read", { cause });
-    });
-  if (found.value === null) return null;
-  const type = member(found.metadata, "content_type");
-  const hash = member(found.metadata, "pg2kv");
+  const { value, metadata } = await ask(kv, key);
+  if (value === null) return null;
+  const type = member(metadata, "content_type");
+  const hash = member(metadata, "pg2kv");
   return {
-    bytes: found.value,
+    bytes: value,
     contentType: type !== null && MIME_TYPE.test(type) ? type : ANY_TYPE,
     etag: hash !== null && CONTENT_HASH.test(hash) ? `"${hash}"` : null,
   };
+}
+
+async function ask(kv: KVNamespace, key: string): Promise<KVNamespaceGetWithMetadataResult<ArrayBuffer, unknown>> {
+  try {
+    return await kv.getWithMetadata(key, { type: "arrayBuffer", cacheTtl: CACHE_TTL_SECONDS });
+  } catch (cause) {
+    throw new Unavailable("KV cannot be read", { cause });
+  }
 }
 
 /** A member of metadata that is text. Metadata may be any JSON. */

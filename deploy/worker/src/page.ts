@@ -52,7 +52,7 @@ const STYLE = `
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1d2433; background: #f4f5f8; }
 body { max-width: 44rem; margin: 0 auto; padding: 2rem 1rem; }
 #banner { border-radius: .75rem; padding: 1.5rem 2rem; color: #fff; background: #3d4a63; }
-#banner.preview { background: linear-gradient(120deg, #4b32c3, #c2410c); }
+#banner.preview { background: #4b32c3; border-left: .5rem solid #f59e0b; }
 #banner h1 { margin: .5rem 0; line-height: 1.2; overflow-wrap: anywhere; }
 #banner p { margin: 0; }
 #plan { display: inline-block; padding: 0 .75rem; border-radius: 1rem; background: #fff3; font-weight: 600; }

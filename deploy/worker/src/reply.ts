@@ -22,7 +22,9 @@ export function page(status: number, html: string, nonce: string): Response {
     headers: {
       "content-type": "text/html; charset=utf-8",
       "cache-control": "private, no-store",
-      "content-security-policy": `default-src 'none'; style-src 'nonce-${nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
+      "content-security-policy":
+        `default-src 'none'; style-src 'nonce-${nonce}'; ` +
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
       "referrer-policy": "same-origin",
       "x-content-type-options": "nosniff",
     },

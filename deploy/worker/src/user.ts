@@ -36,7 +36,7 @@ export function userId(request: Request): string | null {
  * @throws {Malformed}
  */
 export function parseUser(bytes: ArrayBuffer): User {
-  const document = parseObject(bytes);
+  const document = parseDocument(bytes);
   return {
     name: member(document, "username", isString, null),
     plan: member(document, "plan", isString, "free"),
@@ -47,7 +47,12 @@ export function parseUser(bytes: ArrayBuffer): User {
   };
 }
 
-function parseObject(bytes: ArrayBuffer): object {
+/**
+ * Reads a JSON object, whatever its members are.
+ *
+ * @throws {Malformed}
+ */
+export function parseDocument(bytes: ArrayBuffer): object {
   let value: unknown;
   try {
     value = JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes));
