@@ -86,7 +86,7 @@ fn one_can_choose_the_source_and_the_installation_and_sees_changes_of_leader() {
     assert_eq!(variables, ["datasource", "namespace", "job"]);
     let annotation = &dashboard["annotations"]["list"][0];
     let expression = annotation["expr"].as_str().unwrap();
-    assert!(expression.contains("pg2kv_leader"), "{expression}");
+    assert!(expression.contains("pg2kv_epoch"), "{expression}");
     assert_eq!(metric_faults(expression), [""; 0]);
     assert_eq!(dashboard["uid"], "pg2kv");
     assert_eq!(dashboard["editable"], false);

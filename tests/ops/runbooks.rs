@@ -122,5 +122,5 @@ async fn every_command_of_a_mitigation_exists() {
             seen += 1;
         }
     }
-    assert!(seen > 10, "the pages were not understood: {seen} commands");
+    assert!(seen >= 10, "the pages were not understood: {seen} commands");
 }

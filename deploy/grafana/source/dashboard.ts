@@ -113,7 +113,7 @@ const glance: Part = {
       ],
     },
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Age of the oldest unwritten change',
@@ -146,6 +146,7 @@ const glance: Part = {
             { expr: `sum(pg2kv_triggers_faulty{${ALL}})`, legend: 'triggers faulty' },
             { expr: `1 - max(pg2kv_postgres_up{${ALL}})`, legend: 'Postgres away' },
           ],
+          hoped: 'zero',
           unit: 'none',
           decimals: 0,
           stepped: true,
@@ -159,7 +160,7 @@ const capture: Part = {
   title: 'Capture: from the table to the daemon',
   lines: [
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Changes recorded',
@@ -200,7 +201,7 @@ const queue: Part = {
   title: 'Queue: what waits in memory',
   lines: [
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Keys in memory',
@@ -230,6 +231,7 @@ const queue: Part = {
           title: 'Deletes held by the brake',
           description: 'Keys that would be deleted from KV and wait for `pg2kv approve-deletes`.',
           queries: [{ expr: `max by (sync) (pg2kv_deletes_held_keys{${ALL}})`, legend: '{{sync}}' }],
+          hoped: 'zero',
           unit: 'short',
         }),
       ],
@@ -241,7 +243,7 @@ const kv: Part = {
   title: 'KV: from the daemon to the edge',
   lines: [
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Requests by status',
@@ -275,7 +277,7 @@ const kv: Part = {
       ],
     },
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Pairs written, by sync',
@@ -298,18 +300,20 @@ const kv: Part = {
           title: 'Writes saved',
           description: 'Keys whose document was in KV already, so that no write was billed.',
           queries: [{ expr: rate('pg2kv_keys_unchanged_total', 'sync'), legend: '{{sync}}' }],
+          hoped: 'zero',
           unit: 'cps',
           stacked: true,
         }),
       ],
     },
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Dead letters',
           description: 'Keys that KV cannot take. `pg2kv dead-letters list` says why.',
           queries: [{ expr: calm(`sum by (sync) (pg2kv_dead_letters{${ALL}})`, 'sync'), legend: '{{sync}}' }],
+          hoped: 'zero',
           unit: 'short',
           decimals: 0,
           stepped: true,
@@ -321,6 +325,7 @@ const kv: Part = {
             { expr: `sum(pg2kv_backfill_done_rows{${ALL}})`, legend: 'done' },
             { expr: `sum(pg2kv_backfill_estimate_rows{${ALL}})`, legend: 'of about' },
           ],
+          hoped: 'zero',
           unit: 'short',
           colors: { done: 'green', 'of about': 'text' },
         }),
@@ -330,6 +335,7 @@ const kv: Part = {
           queries: [
             { expr: calm(`${rate('pg2kv_retries_total', 'reason')} > 0`, 'reason'), legend: '{{reason}}' },
           ],
+          hoped: 'zero',
           unit: 'reqps',
           stacked: true,
         }),
@@ -342,7 +348,7 @@ const database: Part = {
   title: 'Database: what pg2kv costs, and what slows it',
   lines: [
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Outbox',
@@ -380,6 +386,7 @@ const database: Part = {
           title: 'Failures',
           description: 'Statements that failed and sessions that were lost, by what they mean.',
           queries: [{ expr: rate('pg2kv_ledger_failures_total', 'kind'), legend: '{{kind}}' }],
+          hoped: 'zero',
           unit: 'ops',
           stacked: true,
         }),
@@ -392,7 +399,7 @@ const leader: Part = {
   title: 'Leader',
   lines: [
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Who leads',
@@ -427,7 +434,7 @@ const processes: Part = {
   title: 'Processes',
   lines: [
     {
-      height: 8,
+      height: 7,
       panels: [
         graph({
           title: 'Memory',
@@ -491,8 +498,8 @@ const changes: AnnotationQuery & Record<'expr' | 'titleFormat' | 'textFormat' | 
   enable: true,
   hide: false,
   iconColor: 'purple',
-  // A process that leads and did not a moment ago.
-  expr: `(pg2kv_leader{${ALL}} == 1) unless (pg2kv_leader{${ALL}} offset $__interval == 1)`,
+  // A process whose epoch is above every one of the last minutes.
+  expr: `pg2kv_epoch{${ALL}} > on (namespace, job) group_left max by (namespace, job) (max_over_time(pg2kv_epoch{${ALL}}[5m] offset $__interval))`,
   titleFormat: 'New leader',
   textFormat: '{{instance}} leads',
   tagKeys: 'instance',

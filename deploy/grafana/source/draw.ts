@@ -7,7 +7,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 import { launch } from 'puppeteer-core';
-import { build, type InlineConfig, preview } from 'vite';
+import { build, type InlineConfig, type Plugin, preview } from 'vite';
 
 const WIDTH = 1600;
 /** Drawing everything takes some seconds; on a busy machine longer. */
@@ -29,11 +29,21 @@ if (!chromium) {
 }
 
 const here = (path: string): string => fileURLToPath(new URL(path, import.meta.url));
+/** The components look for their icons where a Grafana server has them. */
+const icons: Plugin = {
+  name: 'icons',
+  configurePreviewServer(server) {
+    server.middlewares.use((request, _, next) => {
+      request.url = request.url?.replace(/^\/public\/build\//, '/') ?? '/';
+      next();
+    });
+  },
+};
 const config: InlineConfig = {
   root: here('render'),
   configFile: false,
   logLevel: 'warn',
-  // Grafana's icons.
+  plugins: [icons],
   publicDir: here('node_modules/@grafana/ui/dist/public'),
   cacheDir: here('node_modules/.vite'),
   build: {

@@ -75,6 +75,8 @@ export interface Graph extends Common {
   /** Steps instead of slopes: for numbers that mean a state. */
   stepped?: boolean;
   max?: number;
+  /** Where 0 is what one hopes for: the axis shows at least up to 1. */
+  hoped?: 'zero';
   /** Draw the thresholds as areas. */
   areas?: boolean;
 }
@@ -120,6 +122,7 @@ export function stat(panel: Stat): Made {
     percentChangeColorMode: PercentChangeColorMode.Standard,
     reduceOptions: { calcs: ['lastNotNull'], fields: '', values: false },
     showPercentChange: false,
+    text: { valueSize: 34 },
     textMode: BigValueTextMode.Value,
     wideLayout: true,
   };
@@ -149,6 +152,7 @@ export function graph(panel: Graph): Made {
   const custom: GraphConfig & GraphFieldConfig = {
     axisBorderShow: false,
     axisSoftMin: 0,
+    ...(panel.hoped ? { axisSoftMax: 1 } : {}),
     drawStyle: GraphDrawStyle.Line,
     fillOpacity: panel.stacked ? 40 : 10,
     gradientMode: GraphGradientMode.None,

@@ -87,15 +87,15 @@ function Page(): ReactElement {
   return (
     <ThemeContext.Provider value={theme}>
       <GlobalStyles />
-      <style>{`body { background: ${theme.colors.background.canvas}; font-family: Inter, sans-serif; overflow: auto; }`}</style>
+      <style>{`body { background: ${theme.colors.background!.canvas}; font-family: Inter, sans-serif; overflow-x: hidden; }`}</style>
       <header style={{ display: 'flex', alignItems: 'baseline', gap: 16, padding: '14px 16px 12px' }}>
         <span style={{ fontSize: 20, fontWeight: 500 }}>{dashboard.title}</span>
         {(dashboard.templating?.list ?? []).slice(1).map((variable) => (
-          <span key={variable.name} style={{ color: theme.colors.text.secondary }}>
-            {variable.label} <span style={{ color: theme.colors.text.primary }}>All</span>
+          <span key={variable.name} style={{ color: theme.colors.text!.secondary }}>
+            {variable.label} <span style={{ color: theme.colors.text!.primary }}>All</span>
           </span>
         ))}
-        <span style={{ marginLeft: 'auto', color: theme.colors.text.secondary }}>
+        <span style={{ marginLeft: 'auto', color: theme.colors.text!.secondary }}>
           {new Date(to * 1000).toISOString().slice(0, 16).replace('T', ' ')} UTC
         </span>
       </header>

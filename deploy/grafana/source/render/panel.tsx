@@ -76,7 +76,7 @@ function Content({ panel, frames, changes, width, height, theme }: Drawing): Rea
         value={{ ...value, title: '' }}
         theme={theme}
         textMode={BigValueTextMode.Value}
-        {...(panel.options as object as Pick<Parameters<typeof BigValue>[0], 'colorMode' | 'graphMode' | 'justifyMode'>)}
+        {...(panel.options as object as Pick<Parameters<typeof BigValue>[0], 'colorMode' | 'graphMode' | 'justifyMode' | 'text'>)}
       />
     );
   }

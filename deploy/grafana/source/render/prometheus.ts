@@ -26,7 +26,7 @@ function filled(expr: string): string {
   const names = (dashboard.templating?.list ?? []).map((variable) => variable.name);
   return names
     .reduce((text, name) => text.replaceAll(`$${name}`, '.*'), expr)
-    .replaceAll('$__rate_interval', `${Math.max(10, 4 * step)}s`)
+    .replaceAll('$__rate_interval', `${Math.max(30, 4 * step)}s`)
     .replaceAll('$__interval', `${Math.max(5, step)}s`);
 }
 
