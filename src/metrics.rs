@@ -82,6 +82,11 @@ metrics! {
     BACKFILL_DONE = "pg2kv_backfill_done_rows", Gauge, ["sync"], "Rows and names that the running backfill has done.";
     BACKFILL_ESTIMATE = "pg2kv_backfill_estimate_rows", Gauge, ["sync"], "Rows that the running backfill has in all, estimated.";
     BACKFILLS = "pg2kv_backfills_total", Counter, ["sync"], "Backfills that were done to the end.";
+    AUDITS = "pg2kv_audits_total", Counter, ["sync"], "Comparisons of KV with the rows that were done to the end.";
+    AUDIT_DRIFTED_KEYS = "pg2kv_audit_drifted_keys_total", Counter, ["sync", "drift"], "Keys that differed between KV and the rows for no reason, by how; each is written again.";
+    AUDIT_KEYS = "pg2kv_audit_keys", Gauge, ["sync", "state"], "Keys as the last comparison found them.";
+    AUDIT_LAST_SUCCESS = "pg2kv_audit_last_success_timestamp_seconds", Gauge, ["sync"], "Unix time at which the last comparison ended, by whichever process; missing before the first.";
+    AUDIT_INTERVAL = "pg2kv_audit_interval_seconds", Gauge, [], "Time from one comparison of KV with the rows to the next, as configured; 0 where it is off.";
     BUILD_INFO = "pg2kv_build_info", Gauge, ["version", "revision"], "Always 1; the labels say what runs.";
     LOOP_AGE = "pg2kv_loop_age_seconds", Gauge, [], "Time since the daemon's loop went round last. Above 15 it is stuck, and its other gauges are old.";
     START_TIME = "pg2kv_start_time_seconds", Gauge, [], "Unix time at which the process started.";

@@ -35,11 +35,15 @@ const NUMBERS: &str = "\
 
 const DEAD: &str = "select sync, reason, count(*) from pg2kv.dead_letter group by sync, reason";
 
+const AUDITED: &str = "\
+    select name, extract(epoch from audited_at)::float8 from pg2kv.sync where audited_at is not null";
+
 /// What is remembered between two looks.
 pub(crate) struct Watch {
     numbers: String,
     dead: String,
     deletes: String,
+    audited: String,
     oldest: AtomicI64,
 }
 
@@ -49,6 +53,7 @@ impl Watch {
             numbers: settings.sql(NUMBERS),
             dead: settings.sql(DEAD),
             deletes: settings.sql(deletes::FACTS),
+            audited: settings.sql(AUDITED),
             oldest: AtomicI64::new(0),
         }
     }
@@ -64,12 +69,13 @@ impl Watch {
         let parameters: [&(dyn ToSql + Sync); 1] = [&oldest];
         let unfiltered = deletes::unfiltered(syncs.values());
         let asked: [&(dyn ToSql + Sync); 1] = [&unfiltered];
-        let (row, dead, deletes) = link
-            .call("counting for metrics", 6, Place::Own, async {
+        let (row, dead, deletes, audited) = link
+            .call("counting for metrics", 8, Place::Own, async {
                 tokio::try_join!(
                     client.query_one(&self.numbers, &parameters),
                     client.query(&self.dead, &[]),
-                    client.query(&self.deletes, &asked)
+                    client.query(&self.deletes, &asked),
+                    client.query(&self.audited, &[])
                 )
             })
             .await?;
@@ -92,6 +98,10 @@ impl Watch {
             claims: count(4),
             notify_queue_usage: row.get(5),
             deletes: deletes::facts(&deletes, |name| by_name.get(name).copied()),
+            audited: audited
+                .iter()
+                .filter_map(|row| Some((*by_name.get(row.get::<_, &str>(0))?, row.get(1))))
+                .collect(),
             oldest_transaction_age: age(6),
             dead_letters: dead
                 .iter()

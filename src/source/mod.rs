@@ -25,6 +25,7 @@ mod gauges;
 pub mod lease;
 pub mod letters;
 mod link;
+mod marker;
 mod outbox;
 mod recover;
 mod rows;

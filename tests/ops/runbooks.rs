@@ -16,12 +16,13 @@ use crate::support::prometheus::{self, Prometheus};
 use crate::support::world::World;
 
 /// What a diagnosis may begin with. All of it only reads.
-const READING: [&str; 6] = [
+const READING: [&str; 7] = [
     "curl -s \"$OPS/",
     "pg2kv check ",
     "pg2kv dead-letters list ",
     "pg2kv status ",
     "promtool query instant ",
+    "pg2kv verify --config ",
     "psql \"$DATABASE_URL\" -c \"select ",
 ];
 

@@ -330,8 +330,21 @@ const kv: Part = {
           colors: { done: 'green', 'of about': 'text' },
         }),
         graph({
-          title: 'Requests whose keys are sent again',
-          description: 'By reason. A few are normal; many mean that KV, the token or the network is in trouble.',
+          title: 'Drift found',
+          description:
+            'Keys that differed between KV and the rows for no reason, as the audit found them. They are written again.',
+          queries: [
+            {
+              expr: `sum by (drift) (increase(pg2kv_audit_drifted_keys_total{${ALL}}[$__rate_interval]))`,
+              legend: '{{drift}}',
+            },
+          ],
+          hoped: 'zero',
+          unit: 'short',
+        }),
+        graph({
+          title: 'Sent again',
+          description: 'Requests whose keys must be sent again, by reason. A few are normal; many mean that KV, the token or the network is in trouble.',
           queries: [
             { expr: calm(`${rate('pg2kv_retries_total', 'reason')} > 0`, 'reason'), legend: '{{reason}}' },
           ],
