@@ -9,10 +9,12 @@ use pg2kv::emulator::faults::Fault;
 use pg2kv::emulator::route::Operation;
 use pg2kv::metrics::{ALL, Type};
 use pg2kv::sink::kv::KvClient;
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{PLAN, world};
+use crate::support::process::{Process, STANDS_BY};
 use crate::support::wait;
 use crate::support::world::{Plan, World};
 
@@ -192,4 +194,40 @@ async fn a_loop_that_is_stuck_shows() {
     tokio::task::spawn_blocking(|| daemon.join().unwrap())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn who_no_longer_leads_shows_nothing_of_its_time_as_leader() {
+    let world = World::start(Plan {
+        settings: &[("postgres.check_interval", "100ms")],
+        ..PLAN
+    })
+    .await;
+    world
+        .sql("insert into public.doc values ('..', 'poison')")
+        .await;
+    let first = world.daemon();
+    first.leads().await;
+    let second = world.daemon_with("second", &world.settings());
+    second.logged(STANDS_BY).await;
+    world
+        .sql("drop trigger zzz_pg2kv_note_row on public.note")
+        .await;
+    let show = async |daemon: &Process, value: f64| {
+        for name in ["pg2kv_triggers_faulty", "pg2kv_dead_letters"] {
+            wait::until(&format!("{name} to be {value}"), async || {
+                (daemon.metric(name).await == Some(value)).then_some(())
+            })
+            .await;
+        }
+    };
+    show(&first, 1.0).await;
+    first.signal(Signal::STOP);
+    second.leads().await;
+    first.signal(Signal::CONT);
+    first.logged(STANDS_BY).await;
+    show(&second, 1.0).await;
+    show(&first, 0.0).await;
+    first.stop().await;
+    second.stop().await;
 }
