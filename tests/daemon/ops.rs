@@ -9,19 +9,23 @@ use pg2kv::emulator::faults::Fault;
 use pg2kv::emulator::route::Operation;
 use pg2kv::metrics::{ALL, Type};
 use pg2kv::sink::kv::KvClient;
-use rustix::process::Signal;
+use pg2kv::throwaway::Stop;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{PLAN, world};
-use crate::support::process::{Process, STANDS_BY};
 use crate::support::wait;
 use crate::support::world::{Plan, World};
 
 #[tokio::test]
 async fn every_metric_shows_after_a_busy_run() {
     let world = World::start(Plan {
-        settings: &[("kv.requests_per_5min", "1200")],
+        settings: &[
+            ("kv.requests_per_5min", "1200"),
+            ("kv.reserve_requests", "60"),
+            ("audit.interval", "1s"),
+            ("audit.recheck_after", "0s"),
+        ],
         ..PLAN
     })
     .await;
@@ -198,7 +202,7 @@ async fn a_loop_that_is_stuck_shows() {
 
 #[tokio::test]
 async fn who_no_longer_leads_shows_nothing_of_its_time_as_leader() {
-    let world = World::start(Plan {
+    let mut world = World::start(Plan {
         settings: &[("postgres.check_interval", "100ms")],
         ..PLAN
     })
@@ -206,14 +210,12 @@ async fn who_no_longer_leads_shows_nothing_of_its_time_as_leader() {
     world
         .sql("insert into public.doc values ('..', 'poison')")
         .await;
-    let first = world.daemon();
-    first.leads().await;
-    let second = world.daemon_with("second", &world.settings());
-    second.logged(STANDS_BY).await;
+    let daemon = world.daemon();
+    daemon.leads().await;
     world
         .sql("drop trigger zzz_pg2kv_note_row on public.note")
         .await;
-    let show = async |daemon: &Process, value: f64| {
+    let show = async |value: f64| {
         for name in ["pg2kv_triggers_faulty", "pg2kv_dead_letters"] {
             wait::until(&format!("{name} to be {value}"), async || {
                 (daemon.metric(name).await == Some(value)).then_some(())
@@ -221,13 +223,8 @@ async fn who_no_longer_leads_shows_nothing_of_its_time_as_leader() {
             .await;
         }
     };
-    show(&first, 1.0).await;
-    first.signal(Signal::STOP);
-    second.leads().await;
-    first.signal(Signal::CONT);
-    first.logged(STANDS_BY).await;
-    show(&second, 1.0).await;
-    show(&first, 0.0).await;
-    first.stop().await;
-    second.stop().await;
+    show(1.0).await;
+    world.stop_postgres(Stop::Immediate).await;
+    show(0.0).await;
+    daemon.kill().await;
 }

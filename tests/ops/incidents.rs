@@ -13,8 +13,8 @@ use crate::support::prometheus::Prometheus;
 use crate::support::wait;
 use crate::support::world::{TOKEN, World};
 
-/// The rules, with their `for` in steps of ten seconds instead of a minute: the same expressions, and a
-/// test that ends. Not shorter, since a change of leader takes seconds where the machine is busy.
+/// The rules, with their `for` in steps of twenty seconds instead of a minute: the same expressions, and
+/// a test that ends. Not shorter, since a change of leader takes seconds where the machine is busy.
 fn hurried() -> String {
     let mut minutes = 0;
     let shipped = read(RULES);
@@ -24,7 +24,7 @@ fn hurried() -> String {
         };
         let wait: u32 = wait.strip_suffix('m').unwrap().parse().unwrap();
         minutes += 1;
-        format!("{indent}for: {}s", wait * 10)
+        format!("{indent}for: {}s", wait * 20)
     });
     let rules = lines.collect::<Vec<_>>().join("\n");
     assert!(minutes > 20, "the rules were not understood");
@@ -61,7 +61,7 @@ async fn only(prometheus: &Prometheus, wanted: &[&str]) {
 
 /// Waits until Prometheus has evaluated the rules so many times more.
 async fn evaluations(prometheus: &Prometheus, times: f64) {
-    let count = r#"max(timestamp(pg2kv:leaders:sum))"#;
+    let count = "max(timestamp(pg2kv:leaders:sum))";
     let begin = prometheus.number(count).await.unwrap();
     wait::until("the rules to be evaluated", async || {
         (prometheus.number(count).await? >= begin + times).then_some(())
@@ -101,6 +101,12 @@ async fn each_incident_sets_off_its_alert_and_no_other() {
     world.kv.faults().add(Fault::status(500)).unwrap();
     write(&world, "failing").await;
     goes_off(&prometheus, "Pg2kvKvFailing").await;
+    wait::until("the alert to fire", async || {
+        let alerts = prometheus.alerts().await;
+        (alerts.get("Pg2kvKvFailing")? == "firing").then_some(())
+    })
+    .await;
+    only(&prometheus, &["Pg2kvKvFailing"]).await;
     world.kv.faults().clear();
     world.converges().await;
     only(&prometheus, &[]).await;

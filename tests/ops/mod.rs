@@ -33,6 +33,8 @@ const SHOP: Plan = Plan {
     ],
     settings: &[
         ("postgres.check_interval", "1s"),
+        // On a busy machine a leader must not lose the lease for want of time.
+        ("lease.ttl", "4s"),
         ("kv.requests_per_5min", "12000"),
     ],
     limits: None,
