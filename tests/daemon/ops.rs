@@ -22,7 +22,6 @@ async fn every_metric_shows_after_a_busy_run() {
     let world = World::start(Plan {
         settings: &[
             ("kv.requests_per_5min", "1200"),
-            ("kv.reserve_requests", "60"),
             ("audit.interval", "1s"),
             ("audit.recheck_after", "0s"),
         ],
