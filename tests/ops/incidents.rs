@@ -62,7 +62,10 @@ async fn only(prometheus: &Prometheus, wanted: &[&str]) {
 /// Waits until Prometheus has evaluated the rules so many times more.
 async fn evaluations(prometheus: &Prometheus, times: f64) {
     let count = "max(timestamp(pg2kv:leaders:sum))";
-    let begin = prometheus.number(count).await.unwrap();
+    let begin = wait::until("the rules to be evaluated once", async || {
+        prometheus.number(count).await
+    })
+    .await;
     wait::until("the rules to be evaluated", async || {
         (prometheus.number(count).await? >= begin + times).then_some(())
     })
