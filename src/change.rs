@@ -135,8 +135,23 @@ pub enum Changed {
     /// The document of this key, which is to be written even if it is what was written last: KV was
     /// seen to have another one, or none.
     Again(Key),
+    /// The documents whose rows match a row of a related table, old or new.
+    Related(Related),
     /// Every document of the sync (TRUNCATE, `pg2kv.resync`).
     Everything,
+}
+
+/// Documents that take data from a row of a related table, by the values that their rows match.
+///
+/// Values and position stand in types whose `Debug` shows fingerprints only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Related {
+    /// Name of the related table within the sync.
+    pub table: Arc<str>,
+    /// The values of the matched columns, in the order of the sync's columns.
+    pub values: Key,
+    /// Documents up to and with this key are recorded already; `None` at the start.
+    pub after: Option<Key>,
 }
 
 /// The name of a pair in Workers KV: 1 to 512 bytes, not `.` or `..`.
@@ -221,8 +236,92 @@ pub struct Document {
     pub metadata: Arc<str>,
     /// Hash of the content, as the metadata carries it.
     pub hash: ContentHash,
-    /// Unix time in seconds at which KV drops the pair.
-    pub expiration: Option<u64>,
+    /// When KV drops the pair; `None` is never.
+    pub expiration: Option<Expiration>,
+}
+
+/// When KV drops a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiration {
+    /// At this Unix time in seconds.
+    At(u64),
+    /// So many seconds after it is written, [`KV_TTL_MIN_SECONDS`] or more.
+    After(u32),
+}
+
+/// What the rows of a key make, as Postgres gave it: not yet known to be a pair that KV takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The content.
+    pub value: DraftValue,
+    /// MIME type of the value.
+    pub content_type: Option<String>,
+    /// The user's own metadata, as JSON text of any kind.
+    pub metadata: Option<String>,
+    /// How long the pair is to stand.
+    pub expiry: Expiry,
+}
+
+impl Draft {
+    /// A value and nothing else.
+    pub fn of(value: Value) -> Self {
+        Self {
+            value: DraftValue::Whole(value),
+            content_type: None,
+            metadata: None,
+            expiry: Expiry::Never,
+        }
+    }
+
+    /// Bytes that Postgres put together for it, about.
+    pub fn made(&self) -> u64 {
+        match self.value {
+            DraftValue::TooLarge { bytes, .. } => bytes,
+            DraftValue::Whole(_) | DraftValue::Twice => self.weight() as u64,
+        }
+    }
+
+    /// Bytes that it holds in memory, about.
+    pub fn weight(&self) -> usize {
+        let value = match &self.value {
+            DraftValue::Whole(value) => value.bytes().len(),
+            DraftValue::TooLarge { .. } | DraftValue::Twice => 0,
+        };
+        value + self.metadata.as_ref().map_or(0, String::len)
+    }
+}
+
+/// Content of a [`Draft`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DraftValue {
+    /// All of it.
+    Whole(Value),
+    /// Over [`KV_VALUE_MAX_BYTES`], so it was left where it is.
+    TooLarge {
+        /// Its size in bytes.
+        bytes: u64,
+        /// Among how many documents the rows of its key are divided, 1 where they are not; `None`
+        /// where one row is one document.
+        shards: Option<u32>,
+    },
+    /// Two of its rows have the same member.
+    Twice,
+}
+
+/// How long a pair is to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Until it is deleted.
+    Never,
+    /// Until a moment that the row names and that has not come.
+    At {
+        /// Unix time in seconds.
+        unix_seconds: u64,
+        /// Seconds until then by the clock of the database, when the row was read.
+        ahead_seconds: u64,
+    },
+    /// For so many seconds after each write.
+    After(u32),
 }
 
 impl Document {

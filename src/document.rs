@@ -1,5 +1,5 @@
-//! Documents: how the key columns become the name of a KV pair and back, and how a value becomes
-//! a pair within the limits of Workers KV.
+//! Documents: how the key columns become the name of a KV pair and back, and how what rows make
+//! becomes a pair within the limits of Workers KV.
 //!
 //! Pure. Knows nothing of where rows come from or where pairs go.
 //!
@@ -7,285 +7,65 @@
 //! same columns. So two keys of one sync never share a KV pair, no batch holds a name twice, and
 //! an audit can tell from a name in KV which row it stands for.
 
-use bytes::Bytes;
+mod metadata;
+mod template;
+
+pub use template::{Template, TemplateError};
 
 use crate::change::{
-    ContentHash, Document, KV_NAME_MAX_BYTES, KV_VALUE_MAX_BYTES, KvName, Poison, PoisonReason,
-    Rendered, Value,
+    ContentHash, Document, Draft, DraftValue, Expiration, Expiry, KV_TTL_MIN_SECONDS,
+    KV_VALUE_MAX_BYTES, KvName, Poison, PoisonReason, Rendered, Value,
 };
 
 /// Member of a pair's metadata that holds the content hash as 32 hexadecimal digits.
 pub const METADATA_HASH_MEMBER: &str = "pg2kv";
+/// Member of a pair's metadata that holds the MIME type of its value, where the sync gives one.
+pub const METADATA_TYPE_MEMBER: &str = "content_type";
 
-/// How the values of the key columns make the name of a KV pair: `user:{id}`.
-///
-/// `{column}` stands for the value of a key column as Postgres prints it; `{{` and `}}` stand for
-/// the braces themselves. Every key column is used at least once, and text stands between two
-/// placeholders.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template {
-    prefix: String,
-    placeholders: Vec<Placeholder>,
-    columns: Vec<String>,
-}
+/// A pair that is to end sooner than this is sent with the seconds that it has left instead of with
+/// the moment of its end: KV refuses a moment that is not a minute ahead by its own clock, and the
+/// way there, or a clock that is off, must not make a row poison.
+const SHORT_LIFE_SECONDS: u64 = 180;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Placeholder {
-    /// Position in the key columns.
-    column: usize,
-    /// The text up to the next placeholder or the end.
-    after: String,
-}
-
-/// Why a text is not a template. Positions count characters from 1.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TemplateError {
-    /// `{` without `}`.
-    #[error("`{{` at character {at} is not closed; write `{{column}}`, or `{{{{` for a brace")]
-    Unclosed {
-        /// Where the brace stands.
-        at: usize,
-    },
-    /// `}` without `{`.
-    #[error("`}}` at character {at} closes nothing; write `}}}}` for a brace")]
-    Stray {
-        /// Where the brace stands.
-        at: usize,
-    },
-    /// A placeholder for something that is not a key column.
-    #[error("`{{{column}}}` at character {at} is not a key column; the key columns are: {columns}")]
-    UnknownColumn {
-        /// Where the placeholder begins.
-        at: usize,
-        /// What it says.
-        column: String,
-        /// The key columns, with commas between.
-        columns: String,
-    },
-    /// Two placeholders with nothing between them.
-    #[error(
-        "the placeholder at character {at} follows another one directly, so names could not be \
-         told apart; put a text such as `:` between them"
-    )]
-    Adjacent {
-        /// Where the second placeholder begins.
-        at: usize,
-    },
-    /// A key column that is not used, so that different rows would share one name.
-    #[error(
-        "the key column `{column}` is not used; without `{{{column}}}` rows would share a name"
-    )]
-    Unused {
-        /// The column.
-        column: String,
-    },
-    /// The fixed text alone is over the limit for a name, or is one that Workers KV refuses.
-    #[error("no KV key can be made of this template: {0}")]
-    Impossible(String),
-}
-
-impl Template {
-    /// Parses `text` for a sync with these key columns, in the order that [`Self::render`] gets
-    /// their values. Without key columns the text is the one name.
-    ///
-    /// # Errors
-    /// [`TemplateError`], which names the position.
-    pub fn parse(text: &str, key_columns: &[String]) -> Result<Self, TemplateError> {
-        let mut prefix = String::new();
-        let mut placeholders: Vec<Placeholder> = Vec::new();
-        let mut characters = text.chars().zip(1..).peekable();
-        while let Some((character, at)) = characters.next() {
-            let doubled =
-                characters.next_if(|(next, _)| *next == character && "{}".contains(*next));
-            let literal = match placeholders.last_mut() {
-                Some(placeholder) => &mut placeholder.after,
-                None => &mut prefix,
-            };
-            match character {
-                '{' if doubled.is_none() => {
-                    let column =
-                        placeholder_name(&mut characters).ok_or(TemplateError::Unclosed { at })?;
-                    if placeholders
-                        .last()
-                        .is_some_and(|last| last.after.is_empty())
-                    {
-                        return Err(TemplateError::Adjacent { at });
-                    }
-                    let column = key_columns
-                        .iter()
-                        .position(|key| *key == column)
-                        .ok_or_else(|| TemplateError::UnknownColumn {
-                            at,
-                            column: column.clone(),
-                            columns: key_columns.join(", "),
-                        })?;
-                    placeholders.push(Placeholder {
-                        column,
-                        after: String::new(),
-                    });
-                }
-                '}' if doubled.is_none() => return Err(TemplateError::Stray { at }),
-                _ => literal.push(character),
-            }
-        }
-        let unused = (0..key_columns.len()).find(|column| {
-            !placeholders
-                .iter()
-                .any(|placeholder| placeholder.column == *column)
-        });
-        if let Some(column) = unused {
-            return Err(TemplateError::Unused {
-                column: key_columns[column].clone(),
-            });
-        }
-        let template = Self {
-            prefix,
-            placeholders,
-            columns: key_columns.to_vec(),
-        };
-        template.check_fixed_text()?;
-        Ok(template)
-    }
-
-    /// The text before the first placeholder: every name of the sync begins with it.
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
-
-    /// The name for these values of the key columns.
-    ///
-    /// # Errors
-    /// [`Poison`] where the name is over a limit of Workers KV, or where it could be read back as
-    /// other values: of `{a}:{b}` the value of `a` must not contain the `:`.
-    ///
-    /// # Panics
-    /// Where the number of values is not the number of key columns.
-    pub fn render(&self, columns: &[String]) -> Result<KvName, Poison> {
-        assert_eq!(
-            columns.len(),
-            self.columns.len(),
-            "one value for each key column"
-        );
-        let mut name = self.prefix.clone();
-        for (index, placeholder) in self.placeholders.iter().enumerate() {
-            let value_begins = name.len();
-            name.push_str(&columns[placeholder.column]);
-            let value_ends = name.len();
-            name.push_str(&placeholder.after);
-            // The last placeholder is read back from the end, so it may hold any value. The others
-            // end at the first match of the text after them. A value such as `a:` before `::` makes
-            // a match that begins within the value although the value does not contain the text.
-            let is_last = index + 1 == self.placeholders.len();
-            if !is_last && find(&name, value_begins, &placeholder.after) != Some(value_ends) {
-                return Err(Poison::new(
-                    PoisonReason::IllegalKey,
-                    format!(
-                        "the value of key column `{}` runs into the text {:?} that follows it in \
-                         the key template, so the KV key could stand for another row too; choose \
-                         a separator that the values do not contain",
-                        self.columns[placeholder.column], placeholder.after
-                    ),
-                ));
-            }
-        }
-        KvName::new(name)
-    }
-
-    /// The values of the key columns that make this name, or `None` where none do: then the pair is
-    /// not of this sync.
-    pub fn reverse(&self, name: &KvName) -> Option<Vec<String>> {
-        let mut rest = name.as_str().strip_prefix(&self.prefix)?;
-        let mut columns: Vec<Option<&str>> = vec![None; self.columns.len()];
-        for (index, placeholder) in self.placeholders.iter().enumerate() {
-            let value;
-            if index + 1 == self.placeholders.len() {
-                value = rest.strip_suffix(placeholder.after.as_str())?;
-                rest = "";
-            } else {
-                (value, rest) = rest.split_once(placeholder.after.as_str())?;
-            }
-            let column = &mut columns[placeholder.column];
-            if column.is_some_and(|earlier| earlier != value) {
-                return None; // the template uses the column twice, the name shows two values
-            }
-            *column = Some(value);
-        }
-        if !rest.is_empty() {
-            return None;
-        }
-        columns
-            .into_iter()
-            .map(|value| value.map(str::to_owned))
-            .collect()
-    }
-
-    fn check_fixed_text(&self) -> Result<(), TemplateError> {
-        if self.placeholders.is_empty() {
-            return match KvName::new(self.prefix.as_str()) {
-                Ok(_) => Ok(()),
-                Err(poison) => Err(TemplateError::Impossible(poison.detail)),
-            };
-        }
-        let after: usize = self.placeholders.iter().map(|part| part.after.len()).sum();
-        let fixed = self.prefix.len() + after;
-        if fixed > KV_NAME_MAX_BYTES {
-            return Err(TemplateError::Impossible(format!(
-                "its fixed text has {fixed} bytes; Workers KV allows {KV_NAME_MAX_BYTES}"
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// The text up to the closing brace, which is taken too.
-fn placeholder_name(characters: &mut impl Iterator<Item = (char, usize)>) -> Option<String> {
-    let mut name = String::new();
-    for (character, _) in characters {
-        match character {
-            '}' => return Some(name),
-            '{' => return None,
-            _ => name.push(character),
-        }
-    }
-    None
-}
-
-fn find(text: &str, from: usize, what: &str) -> Option<usize> {
-    text[from..].find(what).map(|at| from + at)
-}
-
-/// What is to stand in KV for a key: its columns name the pair, its value is the content, and no
-/// value means that there must be no pair.
+/// What is to stand in KV for a key: its columns name the pair, its draft is the content, and no
+/// draft means that there must be no pair.
 ///
 /// # Panics
 /// Where the number of values is not the number of the template's key columns.
-pub fn render(template: &Template, columns: &[String], value: Option<Bytes>) -> Rendered {
+pub fn render(template: &Template, columns: &[String], draft: Option<Draft>) -> Rendered {
     let name = match template.render(columns) {
         Ok(name) => name,
         // A row that is gone takes its dead letter along.
-        Err(_) if value.is_none() => return Rendered::Nothing,
+        Err(_) if draft.is_none() => return Rendered::Nothing,
         Err(poison) => return Rendered::Poison(poison),
     };
-    let Some(value) = value else {
+    let Some(draft) = draft else {
         return Rendered::Delete(name);
     };
-    match document(name.clone(), value) {
+    match document(name.clone(), draft) {
         Ok(document) => Rendered::Put(document),
         Err(poison) => Rendered::Poison(poison.of(name)),
     }
 }
 
-fn document(name: KvName, text: Bytes) -> Result<Document, Poison> {
-    // By how much is not known: what is too long is cut off where it is read.
-    if text.len() > KV_VALUE_MAX_BYTES {
-        return Err(Poison::new(
-            PoisonReason::ValueTooLarge,
-            format!(
-                "the value has more than the {KV_VALUE_MAX_BYTES} bytes that Workers KV allows"
-            ),
-        ));
+fn document(name: KvName, draft: Draft) -> Result<Document, Poison> {
+    let value = match draft.value {
+        DraftValue::Whole(value) => value,
+        DraftValue::TooLarge { bytes, shards } => return Err(too_large(bytes, shards)),
+        DraftValue::Twice => {
+            return Err(Poison::new(
+                PoisonReason::RowError,
+                "two rows of the document have the same member; take a column for `member` that \
+                 tells the rows of one document apart",
+            ));
+        }
+    };
+    if value.bytes().len() > KV_VALUE_MAX_BYTES {
+        return Err(too_large(value.bytes().len() as u64, None));
     }
-    if let Err(error) = std::str::from_utf8(&text) {
+    if let Value::Text(text) = &value
+        && let Err(error) = std::str::from_utf8(text)
+    {
         return Err(Poison::new(
             PoisonReason::RowError,
             format!(
@@ -294,33 +74,75 @@ fn document(name: KvName, text: Bytes) -> Result<Document, Poison> {
             ),
         ));
     }
-    let value = Value::Text(text);
-    let expiration = None;
-    let hash = content_hash(&value, expiration, "");
-    let metadata = format!(r#"{{"{METADATA_HASH_MEMBER}":"{hash}"}}"#).into();
+    let own = metadata::own_members(draft.content_type.as_deref(), draft.metadata.as_deref())?;
+    let hash = content_hash(&value, draft.expiry, &own);
     Ok(Document {
         name,
+        metadata: metadata::with_hash(hash, &own)?,
         value,
-        metadata,
         hash,
-        expiration,
+        expiration: expiration(draft.expiry),
     })
 }
 
+fn too_large(bytes: u64, shards: Option<u32>) -> Poison {
+    let advice = match shards {
+        None => String::new(),
+        Some(shards) => format!(
+            "; divide its rows among several documents: shards = {}, and {{shard}} in the key",
+            shards_for(bytes, shards)
+        ),
+    };
+    Poison::new(
+        PoisonReason::ValueTooLarge,
+        format!("the value has {bytes} bytes; Workers KV allows {KV_VALUE_MAX_BYTES}{advice}"),
+    )
+}
+
+/// So many that each would be half full, where `shards` give one of so many bytes.
+fn shards_for(bytes: u64, shards: u32) -> u64 {
+    bytes
+        .saturating_mul(u64::from(shards))
+        .div_ceil(KV_VALUE_MAX_BYTES as u64 / 2)
+}
+
+/// The expiry as KV takes it.
+fn expiration(expiry: Expiry) -> Option<Expiration> {
+    match expiry {
+        Expiry::Never => None,
+        Expiry::After(seconds) => Some(Expiration::After(seconds)),
+        Expiry::At {
+            unix_seconds,
+            ahead_seconds,
+        } => Some(match u32::try_from(ahead_seconds) {
+            Ok(ahead) if ahead_seconds < SHORT_LIFE_SECONDS => {
+                Expiration::After(ahead.max(KV_TTL_MIN_SECONDS))
+            }
+            _ => Expiration::At(unix_seconds),
+        }),
+    }
+}
+
 /// Hash of all that makes two pairs of one name equal: the kind of the value and its bytes, the
-/// expiry, and the members of the metadata that are the user's own, as JSON text or empty.
-pub fn content_hash(value: &Value, expiration: Option<u64>, own_metadata: &str) -> ContentHash {
+/// expiry as the rows say it, and the members of the metadata that are not the hash, as JSON text
+/// or empty.
+pub fn content_hash(value: &Value, expiry: Expiry, own_metadata: &str) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
     let kind = match value {
         Value::Text(_) => b't',
         Value::Binary(_) => b'b',
     };
+    let (expiry, seconds) = match expiry {
+        Expiry::Never => (0, 0),
+        Expiry::At { unix_seconds, .. } => (1, unix_seconds),
+        Expiry::After(seconds) => (2, u64::from(seconds)),
+    };
     // Lengths and tags stand before what varies, so that no two contents run into the same bytes.
     hasher.update(&[kind]);
     hasher.update(&(value.bytes().len() as u64).to_le_bytes());
     hasher.update(value.bytes());
-    hasher.update(&[u8::from(expiration.is_some())]);
-    hasher.update(&expiration.unwrap_or_default().to_le_bytes());
+    hasher.update(&[expiry]);
+    hasher.update(&seconds.to_le_bytes());
     hasher.update(own_metadata.as_bytes());
     let mut first = [0; 16];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::change::{Change, ClaimId, Key, OutboxId, Poison, SyncId};
+use crate::change::{Change, ClaimId, Key, OutboxId, Poison, Related, SyncId};
 
 /// How to fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,26 @@ pub struct Walked {
     pub keys: Vec<Key>,
     /// Key of the last row (`jsonb` text); `None` where the table ends.
     pub position: Option<String>,
+}
+
+/// A row of the outbox that stands for the documents of a row of a related table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// The outbox row.
+    pub id: OutboxId,
+    /// What it says.
+    pub related: Related,
+}
+
+/// What an expansion of markers wrote into the outbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expanded {
+    /// Keys.
+    pub keys: u64,
+    /// Markers that are at their end; each of the others has a row with its new position.
+    pub done: u64,
+    /// The highest id among the new rows; `None` where there are none.
+    pub last: Option<OutboxId>,
 }
 
 /// Whether a sync's changes are recorded, as its triggers stand now.

@@ -60,6 +60,7 @@ metrics! {
     COMMIT_TO_WRITTEN = "pg2kv_commit_to_written_seconds", Histogram, ["sync"], "Time from a key's oldest change in Postgres to the proof that KV has it.";
     BATCH_PAIRS = "pg2kv_batch_pairs", Histogram, [], "Pairs in a request to KV.";
     PAIRS_WRITTEN = "pg2kv_pairs_written_total", Counter, ["sync", "op"], "Pairs proven written or deleted. Cloudflare bills each.";
+    DOCUMENT_BYTES_MAX = "pg2kv_document_bytes_max", Gauge, ["sync"], "Size of the largest document made since the start. Workers KV takes 26214400 bytes.";
     KEYS_UNCHANGED = "pg2kv_keys_unchanged_total", Counter, ["sync"], "Keys whose document was in KV already, so that no write was billed.";
     KV_REQUESTS = "pg2kv_kv_requests_total", Counter, ["status_class"], "Bulk requests by status class; none where no reply came.";
     KV_REQUEST_DURATION = "pg2kv_kv_request_duration_seconds", Histogram, [], "Time from sending a bulk request to its reply.";
@@ -87,6 +88,9 @@ metrics! {
     AUDIT_KEYS = "pg2kv_audit_keys", Gauge, ["sync", "state"], "Keys as the last comparison found them.";
     AUDIT_LAST_SUCCESS = "pg2kv_audit_last_success_timestamp_seconds", Gauge, ["sync"], "Unix time at which the last comparison ended, by whichever process; missing before the first.";
     AUDIT_INTERVAL = "pg2kv_audit_interval_seconds", Gauge, [], "Time from one comparison of KV with the rows to the next, as configured; 0 where it is off.";
+    RELATED_CHANGES = "pg2kv_related_changes_total", Counter, ["sync"], "Changes of related tables of which all keys were recorded. Changes with the same values count once while they wait.";
+    RELATED_KEYS = "pg2kv_related_keys_total", Counter, ["sync"], "Keys that were recorded because a related table changed.";
+    RELATED_WAITING = "pg2kv_related_changes_waiting", Gauge, ["sync"], "Changes of related tables of which not all keys are recorded yet.";
     BUILD_INFO = "pg2kv_build_info", Gauge, ["version", "revision"], "Always 1; the labels say what runs.";
     LOOP_AGE = "pg2kv_loop_age_seconds", Gauge, [], "Time since the daemon's loop went round last. Above 15 it is stuck, and its other gauges are old.";
     START_TIME = "pg2kv_start_time_seconds", Gauge, [], "Unix time at which the process started.";

@@ -78,6 +78,26 @@ pub struct WatchSpec {
     pub key_columns: Vec<String>,
     /// Columns whose change counts, besides the key; `None` for every column.
     pub columns: Option<Vec<String>>,
+    /// Whether all rows of one key are one document.
+    pub collect: bool,
+    /// Among how many documents the rows of one key are divided.
+    pub shards: Option<u32>,
+    /// Other tables that its documents take data from.
+    pub related: Vec<RelatedSpec>,
+}
+
+/// What `watch_related()` is told about a table that documents of a sync take data from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelatedSpec {
+    /// Its name within the sync.
+    pub name: String,
+    /// The table as SQL names it.
+    pub table: String,
+    /// A column of the sync's table and the column of this one that equals it, in the order of the
+    /// former. There is at least one.
+    pub matches: Vec<(String, String)>,
+    /// Columns whose change counts, besides those matched; `None` for every column.
+    pub columns: Option<Vec<String>>,
 }
 
 /// Everything that a database needs once: schema, roles, tables, functions. One transaction, to be
@@ -93,19 +113,46 @@ pub fn uninstall(schema: &Schema) -> String {
     schema.rename(UNINSTALL)
 }
 
-/// Has the changes of one table recorded; harmless to repeat. The daemon's role may read the key and
-/// the watched columns afterwards.
+/// Has the changes of one table, and of those that its documents take data from, recorded; harmless
+/// to repeat. The daemon's role may read the key and the watched columns afterwards.
 pub fn watch(schema: &Schema, spec: &WatchSpec) -> String {
-    let columns = spec
-        .columns
-        .as_deref()
-        .map_or_else(|| "null".to_owned(), text_array);
-    format!(
-        "select {schema}.watch(\n  {},\n  sync => {},\n  key => {},\n  columns => {columns}\n);\n",
+    let mut collect = String::new();
+    if spec.collect {
+        collect.push_str(",\n  collect => true");
+    }
+    if let Some(shards) = spec.shards {
+        collect.push_str(&format!(",\n  shards => {shards}"));
+    }
+    let mut sql = format!(
+        "select {schema}.watch(\n  {},\n  sync => {},\n  key => {},\n  columns => {}{collect}\n);\n",
         quote_literal(&spec.table),
         quote_literal(&spec.sync),
         text_array(&spec.key_columns),
-    )
+        columns(spec.columns.as_deref()),
+    );
+    for related in &spec.related {
+        sql.push_str(&format!(
+            "select {schema}.watch_related(\n  {},\n  sync => {},\n  name => {},\n  match => {},\n  \
+             columns => {}\n);\n",
+            quote_literal(&related.table),
+            quote_literal(&spec.sync),
+            quote_literal(&related.name),
+            quote_literal(&related.match_object().to_string()),
+            columns(related.columns.as_deref()),
+        ));
+    }
+    sql
+}
+
+impl RelatedSpec {
+    /// The matched columns as the JSON object that `watch_related()` takes.
+    pub fn match_object(&self) -> serde_json::Value {
+        let pairs = self.matches.iter();
+        pairs
+            .map(|(own, theirs)| (own.clone(), theirs.clone().into()))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
 }
 
 /// Undoes [`watch`]; harmless to repeat.
@@ -135,6 +182,10 @@ pub fn quote_literal(text: &str) -> String {
     } else {
         format!("'{quoted}'")
     }
+}
+
+fn columns(names: Option<&[String]>) -> String {
+    names.map_or_else(|| "null".to_owned(), text_array)
 }
 
 fn text_array(items: &[String]) -> String {
@@ -198,6 +249,9 @@ mod tests {
             table: "public.users".into(),
             key_columns: vec!["id".into()],
             columns: Some(vec!["plan".into(), "it's".into()]),
+            collect: false,
+            shards: None,
+            related: Vec::new(),
         };
         assert_eq!(
             watch(&Schema::default(), &spec),
@@ -209,5 +263,41 @@ mod tests {
             ..spec
         };
         assert!(watch(&Schema::default(), &all).contains("columns => null\n"));
+        let whole = WatchSpec {
+            key_columns: Vec::new(),
+            collect: true,
+            shards: Some(8),
+            ..all
+        };
+        assert!(watch(&Schema::default(), &whole).ends_with(
+            "key => array[]::text[],\n  columns => null,\n  collect => true,\n  shards => 8\n);\n"
+        ));
+    }
+
+    #[test]
+    fn related_tables_follow_the_table_of_their_sync() {
+        let spec = WatchSpec {
+            sync: "users".into(),
+            table: "public.users".into(),
+            key_columns: vec!["id".into()],
+            columns: None,
+            related: vec![RelatedSpec {
+                name: "tenants".into(),
+                table: "public.tenants".into(),
+                matches: vec![("it's".into(), "id".into()), ("region".into(), "r".into())],
+                columns: Some(vec!["plan".into()]),
+            }],
+            collect: false,
+            shards: None,
+        };
+        let sql = watch(&Schema::parse("edge").unwrap(), &spec);
+        assert!(
+            sql.ends_with(
+                "select edge.watch_related(\n  'public.tenants',\n  sync => 'users',\n  \
+                 name => 'tenants',\n  match => '{\"it''s\":\"id\",\"region\":\"r\"}',\n  \
+                 columns => array['plan']::text[]\n);\n"
+            ),
+            "{sql}"
+        );
     }
 }

@@ -13,3 +13,4 @@ mod postgres;
 mod simulation;
 mod support;
 mod tidy;
+mod worker;

@@ -285,7 +285,11 @@ fn the_readme_lists_every_configuration_key() {
             .strip_prefix('[')
             .and_then(|line| line.strip_suffix(']'))
         {
-            section = name.split('.').next().unwrap_or_default().to_owned();
+            section = match name.split('.').collect::<Vec<_>>()[..] {
+                ["sync", _, "related", _] => "sync.NAME.related.NAME".to_owned(),
+                ["sync", _] => "sync.NAME".to_owned(),
+                _ => name.to_owned(),
+            };
         } else if let Some((key, _)) = line.split_once(" = ")
             && key.chars().all(|character| {
                 character.is_ascii_lowercase() || character == '_' || character.is_ascii_digit()
@@ -293,14 +297,7 @@ fn the_readme_lists_every_configuration_key() {
             && !section.is_empty()
         {
             count += 1;
-            let named = format!(
-                "`{}.{key}`",
-                if section == "sync" {
-                    "sync.NAME"
-                } else {
-                    &section
-                }
-            );
+            let named = format!("`{section}.{key}`");
             assert!(readme.contains(&named), "README.md does not name {named}");
         }
     }

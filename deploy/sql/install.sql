@@ -1,12 +1,19 @@
 -- pg2kv for PostgreSQL 14 and later: what the daemon needs in the database that it watches.
 --
 -- What it does   Creates the schema pg2kv, two roles without login (pg2kv_owner owns everything here,
---                pg2kv_daemon is what the daemon may do) and four functions: pg2kv.watch(),
---                pg2kv.unwatch(), pg2kv.status(), pg2kv.resync(), pg2kv.approve_deletes(). It touches no table of yours.
+--                pg2kv_daemon is what the daemon may do) and seven functions: pg2kv.watch(),
+--                pg2kv.unwatch(), pg2kv.watch_related(), pg2kv.unwatch_related(), pg2kv.status(),
+--                pg2kv.resync(), pg2kv.approve_deletes(). It touches no table of yours.
 -- What watch()   Puts three triggers on one table. A change of the key or of a watched column adds one
 -- does           small row (the key, never a value) to pg2kv.outbox in the writer's own transaction.
+-- What           Puts the same triggers on a table that documents take data from (the tenant of a user).
+-- watch_related  A change there adds one row to the outbox, however many documents it concerns: the
+-- () does        daemon finds them afterwards, never the writer.
 -- Cost           An UPDATE that changes no watched column: one comparison. Any other change: one
 --                insert. NOTIFY is called only while the daemon sleeps.
+--                With collect => true many rows are one document: writers pay the same, but for each
+--                changed document the daemon reads all its rows, so an index that begins with the key
+--                columns matters. Many changes of one document within a second are one read.
 -- Locks          This file locks nothing of yours. watch() takes SHARE ROW EXCLUSIVE (writers wait,
 --                readers do not) and unwatch() ACCESS EXCLUSIVE, both for milliseconds, and both give
 --                up after 2 s instead of making others queue behind them.
@@ -96,7 +103,10 @@ alter table pg2kv.sync
   add column if not exists keys_estimate bigint,
   add column if not exists deletes_approved_until timestamptz,
   add column if not exists audited_at timestamptz,
-  add column if not exists audit_owed text;
+  add column if not exists audit_owed text,
+  add column if not exists collect boolean not null default false,
+  add column if not exists shards int,
+  add column if not exists shard_key text[];
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
 comment on column pg2kv.sync.backfilled_at is
   'When the daemon last finished a walk over all rows; null makes it begin one, -infinity once the triggers are in order again';
@@ -106,7 +116,28 @@ comment on column pg2kv.sync.deletes_approved_until is
   'Any number of keys may be deleted from KV until then; see approve_deletes()';
 comment on column pg2kv.sync.audited_at is 'When the daemon last compared KV with the rows';
 comment on column pg2kv.sync.audit_owed is 'Why the daemon compares as soon as it can; null means when it is time';
+comment on column pg2kv.sync.collect is 'All rows with one key are one document';
+comment on column pg2kv.sync.shards is 'Among so many documents the rows of one key are divided; null is not at all';
+comment on column pg2kv.sync.shard_key is 'The primary key when it was watched: what pg2kv.shard() divides by';
 comment on column pg2kv.sync.columns is 'Columns whose change counts, besides the key; null means every column';
+
+create table if not exists pg2kv.related (
+  sync text not null,
+  name text not null,
+  relation regclass not null,
+  match_from text[] not null,
+  match_to text[] not null,
+  columns text[],
+  direct boolean not null,
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (sync, name)
+);
+comment on table pg2kv.related is 'What pg2kv.watch_related() has installed';
+comment on column pg2kv.related.match_from is 'Columns of the sync''s table, in the order of their names';
+comment on column pg2kv.related.match_to is 'Columns of the related table that equal those';
+comment on column pg2kv.related.columns is 'Columns whose change counts, besides match_to; null means every column';
+comment on column pg2kv.related.direct is
+  'The matched columns are the key of the sync: a change is recorded as that key';
 
 create table if not exists pg2kv.outbox (
   id bigint generated always as identity (cache 1) primary key,
@@ -124,7 +155,7 @@ create table if not exists pg2kv.outbox (
 );
 comment on table pg2kv.outbox is 'Keys to look at again; the triggers insert, the daemon deletes';
 comment on column pg2kv.outbox.key is
-  'Values of the key columns in order; null means every key of the sync, {"again": [...]} a key to be written whatever is known';
+  'An array: values of the key columns in order. null: every key of the sync. {"again": [...]}: a key to be written whatever is known. {"related": ...}: the keys of the rows that match values of a related table, those after a key where the search is under way';
 
 create table if not exists pg2kv.claim (
   id bigint generated always as identity primary key,
@@ -274,7 +305,48 @@ $$;
 comment on function pg2kv.key_expression(regclass, text[], text) is
   'SQL for the key of a row: an array of the key columns, null when one of them is null';
 
-create or replace function pg2kv.check_table(relation regclass, key text[], columns text[]) returns void
+create or replace function pg2kv.shard(key text, shards int) returns int
+  language sql immutable parallel safe
+  return (('x' || substr(md5(key), 1, 8))::bit(32)::bigint % shards)::int;
+comment on function pg2kv.shard(text, int) is
+  'Which of so many documents a row is in: the first 8 hexadecimal digits of the md5 of its primary key as text (columns with commas between), modulo shards';
+
+create or replace function pg2kv.shard_expression(relation regclass, key text[], shards int, of_row text)
+  returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- A cast where it is immutable, so that an index can be on the expression; otherwise the text
+  -- that JSON has for the value, which no setting of a session changes.
+  select case when shards is not null then format('pg2kv.shard(%s, %s)', string_agg(
+    case when pg2kv.base_type(a.atttypid) = any (array['int2', 'int4', 'int8', 'numeric', 'bool', 'uuid',
+                                                       'text', 'varchar']::regtype[])
+      then format('%s.%I::text', of_row, a.attname)
+      else format('(%s ->> 0)', pg2kv.key_expression(relation, array[k.name], of_row))
+    end, ' || '','' || ' order by k.position), shards) end
+  from unnest(key) with ordinality as k (name, position)
+  join pg_attribute a
+    on a.attrelid = relation and a.attname = k.name and a.attnum > 0 and not a.attisdropped
+$$;
+comment on function pg2kv.shard_expression(regclass, text[], int, text) is
+  'SQL for the shard of a row, as triggers and the daemon compute it';
+
+create or replace function pg2kv.document_key(
+    relation regclass, key text[], shard_key text[], shards int, of_row text) returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case when cardinality(key) = 0 then 'jsonb_build_array()'
+           else pg2kv.key_expression(relation, key, of_row) end
+    || coalesce(format(' || jsonb_build_array(%s)',
+                       pg2kv.shard_expression(relation, shard_key, shards, of_row)), '')
+$$;
+comment on function pg2kv.document_key(regclass, text[], text[], int, text) is
+  'SQL for the key of the document that a row is in: the key of the row, and its shard behind it';
+
+drop function if exists pg2kv.check_table(regclass, text[], text[]);
+create or replace function pg2kv.check_table(
+    relation regclass, key text[], columns text[], collect boolean, shard_key text[]) returns void
   language plpgsql stable
   set search_path = pg_catalog, pg_temp
 as $$
@@ -308,7 +380,10 @@ begin
       using hint = 'Watch the partitions that live in this database.';
   end if;
 
-  if coalesce(cardinality(key), 0) = 0 then
+  if collect and key is null then
+    raise exception 'key is null' using hint = 'For one document of the whole table write key => ''{}''.';
+  end if;
+  if not collect and coalesce(cardinality(key), 0) = 0 then
     raise exception 'key names no column' using hint = 'For example key => ''{id}''.';
   end if;
   select string_agg(coalesce(format('%I', name), 'null'), ', ') into wrong
@@ -324,14 +399,66 @@ begin
   select string_agg(format('%I (%s)', a.attname, format_type(a.atttypid, a.atttypmod)), ', ') into wrong
     from pg_attribute a
     join pg_type t on t.oid = pg2kv.base_type(a.atttypid)
-    where a.attrelid = relation and a.attname = any (key) and a.attnum > 0
+    where a.attrelid = relation and a.attname = any (key || shard_key) and a.attnum > 0
       and (t.typtype not in ('b', 'e') or t.typcategory = 'A'
            or t.oid in ('interval'::regtype, 'money'::regtype, 'xml'::regtype, 'json'::regtype, 'jsonb'::regtype));
   if wrong is not null then
     raise exception 'a key of KV cannot be made from %', wrong
       using hint = 'Use numbers, text, uuid, boolean, dates and times, bytea, network addresses or enums.';
   end if;
-  if not exists (
+end
+$$;
+comment on function pg2kv.check_table(regclass, text[], text[], boolean, text[]) is
+  'Refuses what watch() cannot watch, and says why';
+
+create or replace function pg2kv.has_index(relation regclass, columns text[]) returns boolean
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select from pg_index i
+    where i.indrelid = relation and i.indisvalid and i.indpred is null
+      and (select array_agg(a.attname::text)
+           from unnest(i.indkey::int2[]) with ordinality as k (attnum, position)
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+           where k.position <= least(i.indnkeyatts, cardinality(columns))) @> columns
+  )
+$$;
+comment on function pg2kv.has_index(regclass, text[]) is 'Whether an index begins with these columns, in any order';
+
+create or replace function pg2kv.index_for(relation regclass, columns text[], key text[]) returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select format('create index%s on %s (%s);',
+    case c.relkind when 'r' then ' concurrently' else '' end, relation,
+    (select string_agg(format('%I', name), ', ' order by position)
+     from unnest(columns || array(select k from unnest(key) k where k <> all (columns))) with ordinality u (name, position)))
+  from pg_class c where c.oid = relation
+$$;
+comment on function pg2kv.index_for(regclass, text[], text[]) is
+  'The index with which the documents of a changed row of a related table are found in the order of their keys';
+
+create or replace function pg2kv.related_label(sync text, name text) returns text
+  language sql immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- Neither name can hold a dollar sign, so no two pairs make the same label.
+  select sync || '$' || name
+$$;
+comment on function pg2kv.related_label(text, text) is
+  'What triggers and trigger functions of a related table are named after';
+
+create or replace function pg2kv.check_unique(relation regclass, key text[], collect boolean) returns void
+  language plpgsql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  class record;
+  is_unique boolean;
+begin
+  select c.* into class from pg_class c where c.oid = relation;
+  is_unique := exists (
     select from pg_index i
     where i.indrelid = relation and i.indisunique and i.indisvalid and i.indimmediate
       and i.indpred is null and i.indexprs is null
@@ -340,17 +467,58 @@ begin
            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
            where k.position <= i.indnkeyatts)
         = (select array_agg(name order by name) from unnest(key) name)
-  ) then
+  );
+  if not is_unique and not collect then
     raise exception 'no unique index of % is on exactly the key columns (%)', relation, array_to_string(key, ', ')
       using detail = 'It takes the primary key, or a unique index that is neither partial nor deferrable.',
             hint = format('create unique index%s on %s (%s);',
                           case class.relkind when 'r' then ' concurrently' else '' end, relation,
                           (select string_agg(format('%I', name), ', ') from unnest(key) name));
   end if;
+  if is_unique and collect and cardinality(key) > 0 then
+    raise exception 'the key columns (%) are unique, so each document would hold one row',
+        array_to_string(key, ', ')
+      using hint = 'Leave collect out, or name the columns that the rows of one document share.';
+  end if;
 end
 $$;
-comment on function pg2kv.check_table(regclass, text[], text[]) is
-  'Refuses what watch() cannot watch, and says why';
+comment on function pg2kv.check_unique(regclass, text[], boolean) is
+  'Refuses key columns that do not tell rows apart';
+
+create or replace function pg2kv.index_advice(sync text) returns text
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  with wanted as (
+    select s.relation, s.key_columns, cardinality(s.key_columns) as width, c.relkind,
+      replace(nullif(e.shard, case when e.shard like '%jsonb%' then e.shard end), 'pg2kv_row.', '') as shard
+    from pg2kv.sync s
+    join pg_class c on c.oid = s.relation
+    cross join lateral (
+      select pg2kv.shard_expression(s.relation, s.shard_key, s.shards, 'pg2kv_row') as shard) e
+    where s.name = index_advice.sync and s.collect
+  )
+  select format('create index%s on %s (%s);',
+    case relkind when 'r' then ' concurrently' else '' end, relation,
+    concat_ws(', ', (select string_agg(format('%I', name), ', ' order by position)
+                     from unnest(key_columns) with ordinality as k (name, position)), shard))
+  from wanted w
+  where (width > 0 or shard is not null) and not exists (
+    select from pg_index i
+    where i.indrelid = w.relation and i.indisvalid and i.indpred is null
+      and i.indnkeyatts >= w.width + (w.shard is not null)::int
+      and (select array_agg(a.attname::text order by a.attname::text)
+           from unnest(i.indkey::int2[]) with ordinality as k (attnum, position)
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+           where k.position <= w.width)
+        is not distinct from (select array_agg(name order by name) from unnest(w.key_columns) name)
+      -- Casts and parentheses are written in more than one way.
+      and (w.shard is null or
+           regexp_replace(pg_get_indexdef(i.indexrelid, w.width + 1, true), '[() ]|::text', '', 'g')
+             = regexp_replace(w.shard, '[() ]|::text', '', 'g')))
+$$;
+comment on function pg2kv.index_advice(text) is
+  'For a sync that collects: the index that it lacks, without which each of its reads goes through the whole table';
 
 create or replace function pg2kv.trigger_faults(sync text) returns text
   language sql stable
@@ -359,16 +527,20 @@ as $$
   select string_agg(format('trigger %I on %s %s', wanted.name, wanted.relation, fault),
                     '; ' order by wanted.relation::text, wanted.name)
   from (
-    select t as relation, format('zzz_pg2kv_%s_%s', s.name, kind) as name
-    from pg2kv.sync s, pg2kv.tables_of(s.relation) t, unnest(array['row', 'update', 'truncate']) kind
-    where s.name = trigger_faults.sync
+    select t as relation, format('zzz_pg2kv_%s_%s', watched.label, kind) as name,
+      to_regprocedure(format('pg2kv.capture_%s()', watched.label)) as function
+    from (
+      select s.name as label, s.relation from pg2kv.sync s where s.name = trigger_faults.sync
+      union all
+      select pg2kv.related_label(r.sync, r.name), r.relation
+      from pg2kv.related r where r.sync = trigger_faults.sync
+    ) watched, pg2kv.tables_of(watched.relation) t, unnest(array['row', 'update', 'truncate']) kind
   ) wanted
   left join pg_trigger t on t.tgrelid = wanted.relation and t.tgname = wanted.name
   cross join lateral (
     select case
       when t.oid is null then 'is missing'
-      when t.tgfoid is distinct from to_regprocedure(format('pg2kv.capture_%s()', trigger_faults.sync))
-        then 'calls the wrong function'
+      when t.tgfoid is distinct from wanted.function then 'calls the wrong function'
       when t.tgenabled = 'D' then 'is disabled'
       when t.tgenabled <> 'A' then 'is not enabled always'
     end as fault
@@ -413,7 +585,12 @@ begin
     return; -- the table is gone, and its privileges with it
   end if;
   execute format('revoke select on table %s from pg2kv_daemon', relation);
-  for watched in select s.key_columns, s.columns from pg2kv.sync s where s.relation = set_grants.relation loop
+  for watched in
+    select s.key_columns || coalesce(s.shard_key, '{}') as key_columns, s.columns
+    from pg2kv.sync s where s.relation = set_grants.relation
+    union all
+    select r.match_to, r.columns from pg2kv.related r where r.relation = set_grants.relation
+  loop
     if watched.columns is null then
       execute format('grant select on table %s to pg2kv_daemon', relation);
     else
@@ -423,7 +600,12 @@ begin
         relation);
     end if;
   end loop;
-  if exists (select from pg2kv.sync s join pg_class c on c.oid = s.relation where c.relnamespace = home) then
+  if exists (
+    select from (
+      select s.relation from pg2kv.sync s union all select r.relation from pg2kv.related r
+    ) w join pg_class c on c.oid = w.relation
+    where c.relnamespace = home
+  ) then
     if not has_schema_privilege('pg2kv_daemon', home, 'usage') then
       execute format('grant usage on schema %s to pg2kv_daemon', home);
     end if;
@@ -481,7 +663,10 @@ $$;
 comment on function pg2kv.approve_deletes(text, interval) is
   'Lets the daemon delete any number of keys of a sync from KV for a while; returns until when';
 
-create or replace function pg2kv.watch(relation regclass, sync text, key text[], columns text[] default null)
+drop function if exists pg2kv.watch(regclass, text, text[], text[]);
+create or replace function pg2kv.watch(
+    relation regclass, sync text, key text[], columns text[] default null,
+    collect boolean default false, shards int default null)
   returns text
   language plpgsql
   set search_path = pg_catalog, pg_temp
@@ -491,6 +676,8 @@ declare
   one_table regclass;
   settings text;
   changed text;
+  primary_key text[];
+  advice text;
 begin
   if not pg_has_role('pg2kv_owner', 'usage') then
     raise exception 'role % is not a member of pg2kv_owner', current_user
@@ -507,11 +694,30 @@ begin
     raise exception 'the name % is too long: its triggers would need more than 63 characters', quote_literal(sync)
       using hint = 'Choose a shorter name for the sync.';
   end if;
-  perform pg2kv.check_table(relation, key, columns);
+  collect := coalesce(collect, false);
+  if shards is not null then
+    if not collect or shards not between 1 and 1000 then
+      raise exception 'shards => % cannot be: it takes collect => true, and 1 to 1000', shards
+        using hint = 'Shards divide one document of many rows among several.';
+    end if;
+    select array_agg(a.attname::text order by k.position) into primary_key
+      from pg_index i
+      cross join unnest(i.indkey::int2[]) with ordinality as k (attnum, position)
+      join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+      where i.indrelid = watch.relation and i.indisprimary and k.position <= i.indnkeyatts;
+    if primary_key is null then
+      raise exception '% has no primary key, by which rows are divided among shards', relation
+        using hint = 'Give the table a primary key, or leave shards out.';
+    end if;
+  end if;
+  perform pg2kv.check_table(relation, key, columns, collect, primary_key);
+  perform pg2kv.check_unique(relation, key, collect);
 
   select * into before from pg2kv.sync s where s.name = watch.sync;
   if before.relation = watch.relation and before.key_columns = watch.key
      and before.columns is not distinct from watch.columns
+     and before.collect = watch.collect and before.shards is not distinct from watch.shards
+     and before.shard_key is not distinct from primary_key
      and pg2kv.trigger_faults(sync) is null then
     return format('%s is watched as %s already; nothing was changed', relation, sync);
   end if;
@@ -525,7 +731,7 @@ begin
       then 'set extra_float_digits = 1' -- or the writer's setting would show in the key
     end
     into settings
-    from pg_attribute where attrelid = relation and attname = any (key);
+    from pg_attribute where attrelid = relation and attname = any (key || primary_key);
   execute format('create or replace function pg2kv.capture_%s() returns trigger
   language plpgsql security definer
   set search_path = pg_catalog, pg_temp %s
@@ -557,7 +763,8 @@ begin
   end if;
   return null;
 end
-$capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new')));
+$capture$, sync, pg2kv.document_key(relation, key, primary_key, shards, 'old'),
+        pg2kv.document_key(relation, key, primary_key, shards, 'new')));
   execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', sync);
   execute format('revoke all on function pg2kv.capture_%s() from public', sync);
   execute format('comment on function pg2kv.capture_%s() is %L', sync,
@@ -572,7 +779,7 @@ $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expressio
                   string_agg(format('old.%I', name), ', '), string_agg(format('new.%I', name), ', '))
     end
     into changed
-    from (select distinct name from unnest(key || watch.columns) name order by name) watched;
+    from (select distinct name from unnest(key || watch.columns || primary_key) name order by name) watched;
   execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
     for each row execute function pg2kv.capture_%1$s()', sync, relation);
   execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
@@ -594,15 +801,19 @@ $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expressio
   end loop;
   perform pg2kv.drop_triggers(sync, array(select pg2kv.tables_of(relation)));
 
-  insert into pg2kv.sync (name, relation, key_columns, columns)
-    values (watch.sync, watch.relation, watch.key, watch.columns)
+  insert into pg2kv.sync (name, relation, key_columns, columns, collect, shards, shard_key)
+    values (watch.sync, watch.relation, watch.key, watch.columns, watch.collect, watch.shards, primary_key)
     on conflict (name) do update
     set relation = excluded.relation, key_columns = excluded.key_columns, columns = excluded.columns,
+        collect = excluded.collect, shards = excluded.shards, shard_key = excluded.shard_key,
         created_at = excluded.created_at;
   perform pg2kv.set_grants(relation);
   if before.relation <> relation then
     perform pg2kv.set_grants(before.relation);
   end if;
+  -- What their triggers write depends on the key of the sync.
+  perform pg2kv.watch_related(r.relation, r.sync, r.name, jsonb_object(r.match_from, r.match_to), r.columns)
+    from pg2kv.related r where r.sync = watch.sync order by r.name;
   -- Of what happened before the triggers were there, nothing is known.
   perform pg2kv.resync(sync);
 
@@ -610,11 +821,16 @@ $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expressio
     raise warning '% has row-level security, under which the daemon refuses to read', relation
       using hint = 'Give the role that the daemon logs in as BYPASSRLS.';
   end if;
+  advice := pg2kv.index_advice(sync);
+  if advice is not null then
+    raise notice 'each change of % reads all of %: no index begins with what its documents share', sync, relation
+      using hint = advice;
+  end if;
   return format('%s is watched as %s', relation, sync);
 end
 $$;
-comment on function pg2kv.watch(regclass, text, text[], text[]) is
-  'Has the changes of a table recorded: watch(''public.users'', sync => ''users'', key => ''{id}'', columns => ''{plan,flags}'')';
+comment on function pg2kv.watch(regclass, text, text[], text[], boolean, int) is
+  'Has the changes of a table recorded: watch(''public.users'', sync => ''users'', key => ''{id}'', columns => ''{plan,flags}''); with collect, all rows of one key are one document';
 
 create or replace function pg2kv.unwatch(sync text) returns text
   language plpgsql
@@ -631,6 +847,8 @@ begin
   if not found then
     return format('%s is not watched; nothing was changed', coalesce(quote_literal(sync), 'null'));
   end if;
+  perform pg2kv.unwatch_related(r.sync, r.name)
+    from pg2kv.related r where r.sync = unwatch.sync order by r.name;
   -- Most of the work is done before the table is locked, the little that came in meanwhile after.
   delete from pg2kv.outbox o where o.sync = unwatch.sync;
   perform pg2kv.drop_triggers(sync, '{}');
@@ -646,6 +864,244 @@ end
 $$;
 comment on function pg2kv.unwatch(text) is
   'Removes what watch() made and forgets what was waiting; KV keeps what was written to it';
+
+create or replace function pg2kv.watch_related(relation regclass, sync text, name text, match jsonb,
+                                              columns text[] default null)
+  returns text
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  parent pg2kv.sync;
+  before pg2kv.related;
+  wanted pg2kv.related;
+  label text := pg2kv.related_label(sync, name);
+  key text[];
+  recorded text := 'jsonb_build_object(''related'', %L, ''values'', %s)';
+  one_table regclass;
+  settings text;
+  changed text;
+  wrong text;
+begin
+  if not pg_has_role('pg2kv_owner', 'usage') then
+    raise exception 'role % is not a member of pg2kv_owner', current_user
+      using errcode = 'insufficient_privilege', hint = format('grant pg2kv_owner to %I;', current_user);
+  end if;
+  if relation is null then
+    raise exception 'relation is null' using hint = 'For example relation => ''public.tenants''.';
+  end if;
+  select * into parent from pg2kv.sync s where s.name = watch_related.sync;
+  if not found then
+    raise exception 'no sync is named %', coalesce(quote_literal(sync), 'null')
+      using hint = 'Its own table comes first: select pg2kv.watch(...).';
+  end if;
+  if name is null or name !~ '^[a-z][a-z0-9_]{0,30}$' then
+    raise exception '% is not a name for a related table', coalesce(quote_literal(name), 'null')
+      using hint = 'A lower-case letter, then up to 30 lower-case letters, digits and underscores.';
+  end if;
+  if octet_length(format('zzz_pg2kv_%s_truncate', label)) > 63 then
+    raise exception 'the names % and % are too long together: triggers would need more than 63 characters',
+        quote_literal(sync), quote_literal(name)
+      using hint = 'Choose a shorter name for the related table.';
+  end if;
+  if jsonb_typeof(match) is distinct from 'object' or match = '{}'
+     or exists (select from jsonb_each(match) m where jsonb_typeof(m.value) <> 'string') then
+    raise exception 'match is not an object of column names: %', coalesce(match::text, 'null')
+      using hint = 'For example match => ''{"tenant_id": "id"}'': a column of the sync''s table, and the one here that equals it.';
+  end if;
+  select array_agg(m.key order by m.key collate "C"), array_agg(m.value order by m.key collate "C")
+    into wanted.match_from, wanted.match_to from jsonb_each_text(match) m;
+  perform pg2kv.check_table(relation, wanted.match_to, columns, false, null);
+
+  select string_agg(format('%I', m.own), ', ') into wrong
+    from unnest(wanted.match_from) as m (own)
+    where not exists (
+      select from pg_attribute a
+      where a.attrelid = parent.relation and a.attname = m.own and a.attnum > 0 and not a.attisdropped);
+  if wrong is not null then
+    raise exception '% has no column %', parent.relation, wrong
+      using hint = 'match says column of the sync''s table first, column of the related table second.';
+  end if;
+  if not wanted.match_from <@ (parent.key_columns || coalesce(parent.columns, wanted.match_from)) then
+    raise exception 'the sync % does not watch all of %, so a row that moves would go unnoticed',
+        sync, array_to_string(wanted.match_from, ', ')
+      using hint = format('First: select pg2kv.watch(%L, sync => %L, key => %L, columns => %L);', parent.relation, sync,
+        parent.key_columns, array(select distinct c from unnest(parent.columns || wanted.match_from) c order by c));
+  end if;
+  -- Values go to the daemon as text and come back as the type of the sync's column, so equal values
+  -- must have a text that both types read. Only of "exact" ones equal values have the same text.
+  select string_agg(format('%s.%I (%s) and %s.%I (%s)', parent.relation, m.own, format_type(a.atttypid, a.atttypmod),
+                           relation, m.theirs, format_type(b.atttypid, b.atttypmod)), ', ')
+      filter (where kinds.own <> kinds.theirs and not (kinds.own = any (kinds.whole) and kinds.theirs = any (kinds.whole))
+                and not (kinds.own = any (kinds.texts) and kinds.theirs = any (kinds.texts))),
+    bool_and(
+      kinds.own = kinds.theirs and (kinds.own = any (kinds.plain) or t.typtype = 'e')
+      or kinds.own = any (kinds.texts) and kinds.theirs = any (kinds.texts)
+         and (select bool_and(c.collisdeterministic) from pg_collation c
+              where c.oid in (a.attcollation, b.attcollation)))
+      and wanted.match_from <@ parent.key_columns and parent.key_columns <@ wanted.match_from
+      and parent.shards is null -- a shard is known by the row only
+    into wrong, wanted.direct
+    from unnest(wanted.match_from, wanted.match_to) as m (own, theirs)
+    join pg_attribute a on a.attrelid = parent.relation and a.attname = m.own
+    join pg_attribute b on b.attrelid = watch_related.relation and b.attname = m.theirs
+    cross join lateral (
+      select pg2kv.base_type(a.atttypid) as own, pg2kv.base_type(b.atttypid) as theirs,
+        '{int2,int4,int8}'::regtype[]::oid[] as whole, '{text,varchar}'::regtype[]::oid[] as texts,
+        '{bool,int2,int4,int8,uuid,bytea,date,time,timestamp,timestamptz}'::regtype[]::oid[] as plain
+    ) kinds
+    join pg_type t on t.oid = kinds.own;
+  if wrong is not null then
+    raise exception 'columns of different types cannot match: %', wrong
+      using hint = 'Give both the same type; whole numbers of any size match each other.';
+  end if;
+
+  select * into before from pg2kv.related r where r.sync = watch_related.sync and r.name = watch_related.name;
+  if before.relation = watch_related.relation and before.match_from = wanted.match_from
+     and before.match_to = wanted.match_to and before.columns is not distinct from watch_related.columns
+     and before.direct = wanted.direct and pg2kv.trigger_faults(sync) is null then
+    return format('%s is watched as %s of %s already; nothing was changed', relation, name, sync);
+  end if;
+
+  perform pg2kv.take_lock(relation, 'share row exclusive');
+
+  -- Where the matched columns are the key, a change is the change of that key. Otherwise it is one
+  -- row with the values: to look for the keys here would make the writer wait for all of them.
+  key := wanted.match_to;
+  if wanted.direct then
+    recorded := '%2$s';
+    key := array(
+      select m.theirs from unnest(parent.key_columns) with ordinality as k (own, position)
+      join unnest(wanted.match_from, wanted.match_to) as m (own, theirs) on m.own = k.own
+      order by k.position);
+  end if;
+  select case when bool_or(pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype))
+      then 'set extra_float_digits = 1' -- or the writer's setting would show in the values
+    end
+    into settings
+    from pg_attribute where attrelid = relation and attname = any (key);
+  execute format('create or replace function pg2kv.capture_%s() returns trigger
+  language plpgsql security definer
+  set search_path = pg_catalog, pg_temp %s
+  as %L', label, settings, format($capture$
+declare
+  was jsonb;
+  is_now jsonb;
+begin
+  if tg_op = 'TRUNCATE' then
+    insert into pg2kv.outbox (sync, key) values (%1$L, null);
+  else
+    if tg_op <> 'INSERT' then
+      was := %2$s;
+    end if;
+    if tg_op <> 'DELETE' then
+      is_now := %3$s;
+    end if;
+    if was is not null then
+      insert into pg2kv.outbox (sync, key) values (%1$L, %4$s);
+    end if;
+    -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
+    if is_now is not null and is_now::text is distinct from was::text then
+      insert into pg2kv.outbox (sync, key) values (%1$L, %5$s);
+    end if;
+  end if;
+  -- The order matters: insert first, then look whether the daemon sleeps.
+  if (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp()) then
+    perform pg_notify('pg2kv', '');
+  end if;
+  return null;
+end
+$capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new'),
+    format(recorded, name, 'was'), format(recorded, name, 'is_now')));
+  execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', label);
+  execute format('revoke all on function pg2kv.capture_%s() from public', label);
+  execute format('comment on function pg2kv.capture_%s() is %L', label,
+                 format('Records which documents of the sync %s changed rows of %s concern', sync, relation));
+
+  -- As in watch(), which says why.
+  select case when watch_related.columns is null
+      then 'record_image_ne(old, new)'
+      else format('record_image_ne(row(%s), row(%s))',
+                  string_agg(format('old.%I', c), ', '), string_agg(format('new.%I', c), ', '))
+    end
+    into changed
+    from (select distinct c from unnest(wanted.match_to || watch_related.columns) c order by c) watched (c);
+  execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
+    for each row execute function pg2kv.capture_%1$s()', label, relation);
+  execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
+    for each row when (%3$s) execute function pg2kv.capture_%1$s()', label, relation, changed);
+  execute format('comment on trigger zzz_pg2kv_%1$s_row on %2$s is %3$L', label, relation,
+                 'pg2kv: records which documents the row concerns');
+  execute format('comment on trigger zzz_pg2kv_%1$s_update on %2$s is %3$L', label, relation,
+                 'pg2kv: records which documents the row concerns, the old one and the new one');
+  foreach one_table in array array(select pg2kv.tables_of(relation)) loop
+    execute format('create or replace trigger zzz_pg2kv_%1$s_truncate after truncate on %2$s
+      for each statement execute function pg2kv.capture_%1$s()', label, one_table);
+    execute format('comment on trigger zzz_pg2kv_%1$s_truncate on %2$s is %3$L', label, one_table,
+                   'pg2kv: records that every key is to be looked at again');
+    execute format('alter table %2$s
+      enable always trigger zzz_pg2kv_%1$s_row,
+      enable always trigger zzz_pg2kv_%1$s_update,
+      enable always trigger zzz_pg2kv_%1$s_truncate', label, one_table);
+  end loop;
+  perform pg2kv.drop_triggers(label, array(select pg2kv.tables_of(relation)));
+
+  insert into pg2kv.related (sync, name, relation, match_from, match_to, columns, direct)
+    values (watch_related.sync, watch_related.name, watch_related.relation, wanted.match_from, wanted.match_to,
+            watch_related.columns, wanted.direct)
+    on conflict on constraint related_pkey do update
+    set relation = excluded.relation, match_from = excluded.match_from, match_to = excluded.match_to,
+        columns = excluded.columns, direct = excluded.direct, created_at = excluded.created_at;
+  perform pg2kv.set_grants(relation);
+  if before.relation <> relation then
+    perform pg2kv.set_grants(before.relation);
+  end if;
+  -- Values that wait may be of other columns than these; the walk over every key comes instead.
+  delete from pg2kv.outbox o where o.sync = watch_related.sync and o.key->>'related' = watch_related.name;
+  perform pg2kv.resync(sync);
+
+  if (select relrowsecurity from pg_class where oid = relation) then
+    raise warning '% has row-level security, under which the daemon refuses to read', relation
+      using hint = 'Give the role that the daemon logs in as BYPASSRLS.';
+  end if;
+  if not wanted.direct and not pg2kv.has_index(parent.relation, wanted.match_from) then
+    raise warning 'no index of % begins with %: finding the documents of a changed row reads all rows',
+        parent.relation, array_to_string(wanted.match_from, ', ')
+      using hint = pg2kv.index_for(parent.relation, wanted.match_from, parent.key_columns);
+  end if;
+  return format('%s is watched as %s of %s', relation, name, sync);
+end
+$$;
+comment on function pg2kv.watch_related(regclass, text, text, jsonb, text[]) is
+  'Has changes of a table recorded that documents take data from: watch_related(''public.tenants'', sync => ''users'', name => ''tenants'', match => ''{"tenant_id": "id"}'', columns => ''{plan,name}'')';
+
+create or replace function pg2kv.unwatch_related(sync text, name text) returns text
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  before pg2kv.related;
+begin
+  if not pg_has_role('pg2kv_owner', 'usage') then
+    raise exception 'role % is not a member of pg2kv_owner', current_user
+      using errcode = 'insufficient_privilege', hint = format('grant pg2kv_owner to %I;', current_user);
+  end if;
+  select * into before from pg2kv.related r
+    where r.sync = unwatch_related.sync and r.name = unwatch_related.name;
+  if not found then
+    return format('%s of %s is not watched; nothing was changed', coalesce(quote_literal(name), 'null'),
+                  coalesce(quote_literal(sync), 'null'));
+  end if;
+  perform pg2kv.drop_triggers(pg2kv.related_label(sync, name), '{}');
+  execute format('drop function if exists pg2kv.capture_%s()', pg2kv.related_label(sync, name));
+  delete from pg2kv.outbox o where o.sync = unwatch_related.sync and o.key->>'related' = unwatch_related.name;
+  delete from pg2kv.related r where r.sync = unwatch_related.sync and r.name = unwatch_related.name;
+  perform pg2kv.set_grants(before.relation);
+  return format('%s is no longer watched as %s of %s', before.relation, name, sync);
+end
+$$;
+comment on function pg2kv.unwatch_related(text, text) is
+  'Removes what watch_related() made; changes of that table are recorded no more';
 
 create or replace function pg2kv.status()
   returns table (sync text, relation text, triggers text, waiting bigint, oldest_wait interval,
@@ -675,15 +1131,21 @@ comment on function pg2kv.status() is
 revoke all on schema pg2kv from public;
 revoke all on all tables in schema pg2kv from public;
 revoke all on all functions in schema pg2kv from public;
+-- Writers need it where an index is on it.
+grant execute on function pg2kv.shard(text, int) to public;
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
 grant select, update (backfilled_at, keys_estimate, audited_at, audit_owed) on pg2kv.sync to pg2kv_daemon;
+grant select on pg2kv.related to pg2kv_daemon;
 grant select, insert, delete on pg2kv.outbox to pg2kv_daemon;
 grant select, insert, update, delete
   on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.lease to pg2kv_daemon;
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
 grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),
-  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass) to pg2kv_daemon;
+  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass), pg2kv.index_advice(text),
+  pg2kv.shard_expression(regclass, text[], int, text), pg2kv.key_expression(regclass, text[], text),
+  pg2kv.base_type(oid), pg2kv.related_label(text, text), pg2kv.has_index(regclass, text[]),
+  pg2kv.index_for(regclass, text[], text[]) to pg2kv_daemon;
 
 commit;

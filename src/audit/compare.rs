@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::change::{ContentHash, Key, KvName, Rendered};
+use crate::change::{ContentHash, Document, Expiration, Key, KvName, Rendered};
 
 /// Most keys that are told apart. Where more differ, only their number is known.
 const KEYS_MAX: usize = 100_000;
@@ -55,6 +55,8 @@ pub(super) enum Judged {
     Different(Difference),
     /// The rows make no pair for this key.
     Unpublished,
+    /// KV has none, and may have dropped it itself: the pair stands for a while after each write.
+    MayHaveExpired,
 }
 
 /// Pairs as they are listed: 16 bytes each.
@@ -101,6 +103,7 @@ impl Listing {
             return Judged::Equal;
         }
         let drift = match listed {
+            None if ends_by_itself(rendered) => return Judged::MayHaveExpired,
             None => Drift::Missing,
             Some(_) => Drift::Stale,
         };
@@ -141,6 +144,17 @@ impl Listing {
     pub(super) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
+}
+
+/// Whether nobody but KV knows if the time of the pair is over: it counts from the last write.
+fn ends_by_itself(rendered: Option<&Rendered>) -> bool {
+    matches!(
+        rendered,
+        Some(Rendered::Put(Document {
+            expiration: Some(Expiration::After(_)),
+            ..
+        }))
+    )
 }
 
 /// Differences by key, with the text of up to [`KEYS_MAX`] keys.
@@ -245,12 +259,13 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::change::{Poison, PoisonReason};
+    use crate::change::{Draft, Poison, PoisonReason, Value};
     use crate::document::{Template, render};
 
     fn rendered(id: &str, value: Option<&'static str>) -> Rendered {
         let template = Template::parse("user:{id}", &["id".to_owned()]).unwrap();
-        render(&template, &[id.to_owned()], value.map(Bytes::from))
+        let draft = value.map(|value| Draft::of(Value::Text(Bytes::from(value))));
+        render(&template, &[id.to_owned()], draft)
     }
 
     fn listing(pairs: &[(&str, &'static str)]) -> Listing {
@@ -320,6 +335,22 @@ mod tests {
         assert_eq!(drift(listing.judge(None)), Drift::Missing);
         listing.keep_left();
         assert!(listing.is_empty());
+    }
+
+    #[test]
+    fn a_pair_that_ends_by_itself_is_never_missing() {
+        let Some(Rendered::Put(mut document)) = Some(rendered("1", Some("a"))) else {
+            panic!("a pair");
+        };
+        document.expiration = Some(Expiration::After(60));
+        let rendered = Rendered::Put(document.clone());
+        let judged = listing(&[]).judge(Some(&rendered));
+        assert_eq!(judged, Judged::MayHaveExpired);
+        let stale = listing(&[("1", "b")]).judge(Some(&rendered));
+        assert_eq!(drift(stale), Drift::Stale);
+        document.expiration = Some(Expiration::At(4_000_000_000));
+        let judged = listing(&[]).judge(Some(&Rendered::Put(document)));
+        assert_eq!(drift(judged), Drift::Missing);
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub struct Report {
     pub equal: u64,
     /// Documents that KV lacks.
     pub missing: u64,
+    /// Documents that KV lacks because their time after the last write is over, as far as can be
+    /// told. No drift: to write them again would make them eternal.
+    pub expired: u64,
     /// Documents that stand in KV with another content.
     pub stale: u64,
     /// Pairs of pg2kv that no row makes.
@@ -214,14 +217,16 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
         }
         let mut listing = pairs.listing();
         let mut differences = Differences::default();
-        let mut equal = 0;
+        let (mut equal, mut expired) = (0, 0);
         self.walk(|key, rendered| match listing.judge(rendered) {
             Judged::Equal => equal += 1,
             Judged::Different(difference) => differences.insert(key, difference),
+            Judged::MayHaveExpired => expired += 1,
             Judged::Unpublished => {}
         })
         .await?;
         self.report.equal = equal;
+        self.report.expired = expired;
         listing.keep_left();
         Ok((listing, differences))
     }
@@ -271,7 +276,7 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
                 Judged::Equal => equal += 1,
                 Judged::Different(now) if now == before => drifted.insert(key, now),
                 Judged::Different(_) => moving += 1,
-                Judged::Unpublished => {}
+                Judged::Unpublished | Judged::MayHaveExpired => {}
             }
         })
         .await?;
@@ -375,7 +380,7 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
             let read = rows.len().max(1);
             for (key, row) in rest.iter().zip(rows) {
                 let rendered =
-                    row.map(|row| document::render(self.target.template, &row.columns, row.value));
+                    row.map(|row| document::render(self.target.template, &row.columns, row.draft));
                 see(key, rendered.as_ref());
             }
             rest = rest.get(read..).unwrap_or_default();

@@ -59,8 +59,12 @@ pub(super) enum Command {
 
     /// Write every document of a sync again
     ///
-    /// The daemon does it in the background, after live changes.
-    #[command(after_help = "Example:\n  pg2kv resync users")]
+    /// The daemon does it in the background, after live changes; wherever it runs, this shows how far
+    /// it is and returns once every row and every name in KV was looked at. Ctrl-C ends the waiting,
+    /// not the resync. Without a terminal only the last line is printed.
+    ///
+    /// Exit code 69: it was asked for, but nobody is there to do it.
+    #[command(after_help = "Examples:\n  pg2kv resync users\n  pg2kv resync users --no-wait")]
     Resync(ResyncArgs),
 
     /// Compare KV with Postgres, and have the daemon mend what drifted
@@ -167,6 +171,10 @@ pub(super) struct ResyncArgs {
     /// Name of the sync
     #[arg(value_name = "SYNC")]
     pub(super) sync: String,
+
+    /// Ask for it and return at once
+    #[arg(long)]
+    pub(super) no_wait: bool,
 }
 
 #[derive(Clone, Debug, Args)]

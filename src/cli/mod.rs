@@ -9,6 +9,8 @@ mod emulator;
 mod help;
 mod logging;
 mod output;
+mod progress;
+mod resync;
 mod run;
 mod sql;
 mod status;
@@ -70,7 +72,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sql(args) => sql::print(&files, &args),
         Command::Install(args) => sql::install(&files, &args).await,
         Command::Status(args) => status::execute(&files, &args).await,
-        Command::Resync(args) => status::resync(&files, &args).await,
+        Command::Resync(args) => resync::execute(&files, &args).await,
         Command::Verify(args) => verify::execute(&files, &args).await,
         Command::DeadLetters { command } => dead_letters::execute(&files, &command).await,
         Command::ApproveDeletes(args) => status::approve_deletes(&files, &args).await,

@@ -1,4 +1,4 @@
-//! `pg2kv status`, `pg2kv resync` and `pg2kv approve-deletes`: what stands in the database.
+//! `pg2kv status` and `pg2kv approve-deletes`: what stands in the database.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::args::{ApproveDeletesArgs, ResyncArgs, StatusArgs};
+use super::args::{ApproveDeletesArgs, StatusArgs};
 use super::output::{BAD, DOUBT, Failure, GOOD, age, write_table};
 use crate::config;
 use crate::source::admin::{Admin, Leader, Status, SyncStatus};
@@ -22,21 +22,6 @@ pub(super) async fn execute(files: &[PathBuf], args: &StatusArgs) -> Result<Exit
     } else {
         print(&status)?;
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) async fn resync(files: &[PathBuf], args: &ResyncArgs) -> Result<ExitCode, Failure> {
-    let config = config::load_database(files, std::env::vars_os())?;
-    Admin::connect(&config.source_settings())
-        .await?
-        .resync(&args.sync)
-        .await?;
-    writeln!(
-        anstream::stdout(),
-        "{GOOD}ok{GOOD:#}  every document of {} will be written again; `pg2kv status` shows how far \
-         it is",
-        args.sync
-    )?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,18 +1,18 @@
 //! `pg2kv verify`: KV against Postgres.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::args::VerifyArgs;
 use super::output::{BAD, DIM, Failure, GOOD, count, write_table};
+use super::progress::Progress;
 use super::{EXIT_UNAVAILABLE, kv_client};
-use tokio::time::{Interval, MissedTickBehavior, interval};
-
-use crate::audit::{self, Drift, Pace, Progress, Report, Target};
+use crate::audit::{self, Drift, Pace, Report, Target};
 use crate::change::{Answer, Key, Outcome, fingerprint};
 use crate::config;
 use crate::source::admin::Admin;
@@ -41,8 +41,8 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
     let kv = kv_client(&config)?;
     let settings = config.source_settings();
     let auditor = Auditor::connect(&settings).await?;
-    let mut line = Line::new();
     let mut pace = Calm::new();
+    let progress = Progress::new();
     let mut found = Vec::new();
     for sync in &syncs {
         let name = sync.source.name.as_str();
@@ -51,11 +51,17 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
             template: &sync.template,
             namespace: &sync.namespace,
         };
-        let compared = audit::compare(&auditor, &kv, &target, &mut pace, |progress| {
-            line.show(name, progress);
+        let compared = audit::compare(&auditor, &kv, &target, &mut pace, |at| {
+            let round = if at.again {
+                "looking again"
+            } else {
+                "comparing"
+            };
+            let text = format!("{name}: {round}, {} names, {} rows", at.names, at.rows);
+            progress.say(text);
         })
         .await;
-        line.clear();
+        progress.clear();
         found.push((name, compared?));
     }
 
@@ -106,6 +112,14 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
     write_table(&mut out, &rows)?;
     writeln!(out)?;
     for (name, report) in found {
+        if report.expired > 0 {
+            writeln!(
+                out,
+                "{name}: {} of its documents are not in KV, which is where ttl ends them; they are \
+                 written again when their rows change",
+                report.expired
+            )?;
+        }
         if report.undecided {
             writeln!(
                 out,
@@ -167,6 +181,7 @@ fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
                 "sync": name,
                 "equal": report.equal,
                 "missing": report.missing,
+                "expired": report.expired,
                 "stale": report.stale,
                 "orphaned": report.orphaned,
                 "dead_lettered": report.dead_lettered,
@@ -235,33 +250,4 @@ impl Pace for &mut Calm {
 
     /// Somebody waits for the answer.
     async fn again(&mut self) {}
-}
-
-/// A line on the terminal that is written over; nothing where standard error is no terminal.
-struct Line {
-    on: bool,
-}
-
-impl Line {
-    fn new() -> Self {
-        Self {
-            on: std::io::stderr().is_terminal(),
-        }
-    }
-
-    fn show(&mut self, sync: &str, progress: Progress) {
-        if !self.on {
-            return;
-        }
-        let Progress { again, names, rows } = progress;
-        let round = if again { "looking again" } else { "comparing" };
-        let text = format!("\r\u{1b}[K{sync}: {round}, {names} names, {rows} rows");
-        let _ = anstream::stderr().write_all(text.as_bytes());
-    }
-
-    fn clear(&mut self) {
-        if self.on {
-            let _ = anstream::stderr().write_all(b"\r\x1b[K");
-        }
-    }
 }

@@ -128,6 +128,9 @@ impl Config {
                     ValueSource::Expression(sql) => ValueSql::Expression(sql.clone()),
                 },
                 filter: sync.filter.clone(),
+                attributes: sync.attributes.clone(),
+                collect: sync.collect.clone(),
+                related: sync.watch.related.clone(),
             })
             .collect()
     }

@@ -13,6 +13,7 @@ mod effective;
 mod layers;
 mod problem;
 mod reader;
+mod related;
 mod secrets;
 mod section;
 mod sections;
@@ -28,7 +29,7 @@ use secrecy::SecretString;
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
 use crate::sink::token::TokenSource;
-use crate::source::TlsMode;
+use crate::source::{Attributes, Collect, TlsMode};
 use crate::sql_kit::{Schema, WatchSpec};
 
 pub use effective::{Effective, Entry};
@@ -261,6 +262,10 @@ pub struct Sync {
     pub value: ValueSource,
     /// SQL boolean expression: whether a row is published.
     pub filter: Option<String>,
+    /// What a pair has beside its value.
+    pub attributes: Attributes,
+    /// How all rows of one key become one document; `None` where each row is one.
+    pub collect: Option<Collect>,
     /// Where the pairs go.
     pub namespace_id: NamespaceId,
 }

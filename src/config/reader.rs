@@ -10,6 +10,7 @@ use config::{Map, Value, ValueKind};
 use super::effective::Entry;
 use super::layers::{Sources, variable_name};
 use super::problem::{Complaint, Origin, Problem, Scope, Warning};
+use super::related;
 use super::section::Section;
 
 /// From this likeness on two words are near enough for "did you mean"; so are words with one slip.
@@ -132,7 +133,7 @@ impl<'s> Reader<'s> {
                     continue;
                 };
                 for (sync, value) in syncs {
-                    unknown.extend(unread(&format!("sync.{sync}"), value, &known));
+                    unknown.extend(unread_of_sync(&format!("sync.{sync}"), value, &known));
                 }
             } else if known.contains_key(name) {
                 unknown.extend(unread(name, value, &known));
@@ -169,6 +170,26 @@ impl<'s> Reader<'s> {
             });
         }
     }
+}
+
+/// The same for a sync and the sections below it.
+fn unread_of_sync(
+    path: &str,
+    value: &Value,
+    known: &BTreeMap<String, Vec<&'static str>>,
+) -> Vec<(String, String)> {
+    let mut unknown = unread(path, value, known);
+    let below = format!("{path}.{}", related::KEY);
+    // What stands there instead of sections is reported already.
+    unknown.retain(|(key, _)| *key != below);
+    if let ValueKind::Table(sync) = &value.kind
+        && let Some(ValueKind::Table(tables)) = sync.get(related::KEY).map(|found| &found.kind)
+    {
+        for (name, table) in tables {
+            unknown.extend(unread(&format!("{below}.{name}"), table, known));
+        }
+    }
+    unknown
 }
 
 /// The keys of a section that nothing has read, each with what to do.

@@ -196,35 +196,7 @@ impl<'r, 's> Section<'r, 's> {
             key,
             Some(default),
             "a duration such as \"5s\" or \"100ms\"",
-            |text| {
-                let duration = humantime::parse_duration(text).map_err(|_| {
-                    Complaint::new(
-                        format!("= {} is not a duration", quoted(text)),
-                        "write a number with its unit, such as \"100ms\", \"5s\" or \"2m 30s\"",
-                    )
-                })?;
-                let show = |d: &Duration| humantime::format_duration(*d).to_string();
-                if range.contains(&duration) {
-                    Ok(duration)
-                } else {
-                    Err(Complaint::new(
-                        format!(
-                            "= {} is too {}",
-                            quoted(text),
-                            if duration < *range.start() {
-                                "short"
-                            } else {
-                                "long"
-                            }
-                        ),
-                        format!(
-                            "choose from {} to {}",
-                            show(range.start()),
-                            show(range.end())
-                        ),
-                    ))
-                }
-            },
+            |text| duration_within(text, &range),
         )
     }
 
@@ -255,6 +227,22 @@ impl<'r, 's> Section<'r, 's> {
         let help = format!("choose from {} to {}", range.start(), range.end());
         self.problem(key, Complaint::new(checked, help));
         None
+    }
+
+    /// The same where it is set, without a default. Outer `None`: a problem was recorded.
+    pub(super) fn number_if_set<T>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+    ) -> Option<Option<T>>
+    where
+        T: Copy + Display + PartialOrd + TryFrom<i64>,
+    {
+        if self.is_set(key) {
+            return self.number(key, *range.start(), range).map(Some);
+        }
+        self.enter_default(key, None);
+        Some(None)
     }
 
     /// A number as it was written, entered among the values in force. A variable is always text, so
@@ -470,6 +458,36 @@ impl<'r, 's> Section<'r, 's> {
             None => (!self.is_set(key)).then_some(None),
         }
     }
+}
+
+/// A span of time in words, within `range`.
+pub(super) fn duration_within(
+    text: &str,
+    range: &RangeInclusive<Duration>,
+) -> Result<Duration, Complaint> {
+    let duration = humantime::parse_duration(text).map_err(|_| {
+        Complaint::new(
+            format!("= {} is not a duration", quoted(text)),
+            "write a number with its unit, such as \"100ms\", \"5s\" or \"2m 30s\"",
+        )
+    })?;
+    if range.contains(&duration) {
+        return Ok(duration);
+    }
+    let short = duration < *range.start();
+    let show = |d: &Duration| humantime::format_duration(*d).to_string();
+    Err(Complaint::new(
+        format!(
+            "= {} is too {}",
+            quoted(text),
+            if short { "short" } else { "long" }
+        ),
+        format!(
+            "choose from {} to {}",
+            show(range.start()),
+            show(range.end())
+        ),
+    ))
 }
 
 fn as_text(value: &Value) -> Option<String> {

@@ -1,16 +1,21 @@
 //! The sections `[sync.NAME]`: what becomes a pair, and that no two syncs own the same names.
 
+mod collect;
+mod document;
+
 use std::collections::BTreeSet;
 
 use super::effective::quoted;
 use super::problem::{Complaint, Scope};
 use super::reader::Reader;
+use super::related;
 use super::section::Section;
 use super::sections::{NAMESPACE_SOURCE, bad_name, is_name, sentence};
 use super::{Sync, ValueSource};
 use crate::document::Template;
 use crate::sink::setup::NamespaceId;
-use crate::sql_kit::WatchSpec;
+use crate::source::{Attributes, Collect, CollectInto};
+use crate::sql_kit::{RelatedSpec, WatchSpec};
 
 /// Longest identifier of Postgres in bytes.
 /// Source: PostgreSQL, NAMEDATALEN.
@@ -58,6 +63,8 @@ pub(super) fn read(
                 template: parts.template,
                 value: parts.value,
                 filter: parts.filter,
+                attributes: parts.attributes,
+                collect: parts.collect,
                 namespace_id,
             });
         watches = watches.zip(parts).map(|(mut all, parts)| {
@@ -91,6 +98,8 @@ struct Parts {
     template: Template,
     value: ValueSource,
     filter: Option<String>,
+    attributes: Attributes,
+    collect: Option<Collect>,
 }
 
 /// One sync, and the namespace that it names itself.
@@ -118,32 +127,54 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
         );
     }
     let key_columns = section.columns("key_columns");
-    let template = key
-        .zip(key_columns)
-        .and_then(|(key, columns)| template(&mut section, &key, columns));
-    let value = value(&mut section);
+    let collect = collect::read(&mut section);
+    let template =
+        key.zip(key_columns)
+            .zip(collect.as_ref())
+            .and_then(|((key, columns), collect)| {
+                template(&mut section, &key, columns, collect.as_ref())
+            });
+    let value = document::value(&mut section);
+    let attributes = document::attributes(&mut section);
     let watched = section.columns("watch");
     let filter = section.text("where", None);
     let filter_serves = filter.is_some() || !section.is_set("where");
     let namespace = section
         .id("namespace_id", NAMESPACE_SOURCE)
         .map(|id| id.and_then(|id| NamespaceId::new(id).ok()));
+    let related = section.take(related::KEY).map(|(found, _)| found);
+    let related = related::read(reader, &path, related);
 
     let parts = || {
         let (template, key_columns) = template?;
         let value = value?;
-        let columns = watched_columns(watched?, &value, filter.as_deref());
+        let related = related?;
+        let attributes = attributes?;
+        let collect = collect?;
+        let ordered = collect.as_ref().is_some_and(|c| c.order_by.is_some());
+        let reads_more = filter.is_some() || ordered || document::reads_columns(&attributes);
+        let member = collect.as_ref().and_then(|collect| match &collect.into {
+            CollectInto::Object { member } => Some(member.as_str()),
+            CollectInto::List => None,
+        });
+        let columns = watched_columns(watched?, &value, member, reads_more)
+            .map(|columns| with_matched(columns, &related));
         let watch = WatchSpec {
             sync: name.to_owned(),
             table: table?,
             key_columns,
             columns,
+            collect: collect.is_some(),
+            shards: collect.as_ref().and_then(|collect| collect.shards),
+            related,
         };
         (name_serves && filter_serves).then_some(Parts {
             watch,
             template,
             value,
             filter,
+            attributes,
+            collect,
         })
     };
     (parts(), namespace)
@@ -154,15 +185,17 @@ fn one(reader: &mut Reader<'_>, name: &str) -> (Option<Parts>, Option<Option<Nam
 fn watched_columns(
     given: Option<Vec<String>>,
     value: &ValueSource,
-    filter: Option<&str>,
+    member: Option<&str>,
+    reads_more: bool,
 ) -> Option<Vec<String>> {
-    let written = match value {
+    let mut written: Vec<String> = match value {
         ValueSource::Columns(columns) => columns.iter().map(|(column, _)| column.clone()).collect(),
         ValueSource::Expression(_) => Vec::new(),
     };
-    let mut watched = match (given, value, filter) {
+    written.extend(member.map(str::to_owned));
+    let mut watched = match (given, value, reads_more) {
         (Some(given), ..) => given,
-        (None, ValueSource::Columns(_), None) => Vec::new(),
+        (None, ValueSource::Columns(_), false) => Vec::new(),
         (None, ..) => return None,
     };
     for column in written {
@@ -173,22 +206,58 @@ fn watched_columns(
     Some(watched)
 }
 
+/// A row that begins to match another row of a related table takes its data from there from now on,
+/// so a change of the matched columns always counts.
+fn with_matched(mut columns: Vec<String>, related: &[RelatedSpec]) -> Vec<String> {
+    for (own, _) in related.iter().flat_map(|related| &related.matches) {
+        if !columns.contains(own) {
+            columns.push(own.clone());
+        }
+    }
+    columns
+}
+
 /// The template, and the key columns: those given, or its placeholders in order.
 fn template(
     section: &mut Section<'_, '_>,
     key: &str,
     given: Option<Vec<String>>,
+    collect: Option<&Collect>,
 ) -> Option<(Template, Vec<String>)> {
-    let columns = given.unwrap_or_else(|| placeholders(key));
-    if columns.is_empty() {
+    let sharded = collect.is_some_and(|collect| collect.shards.is_some());
+    if sharded && given.iter().flatten().any(|name| name == collect::SHARD) {
         let complaint = Complaint::new(
-            format!("= {} holds no column", quoted(key)),
-            "put the column that tells rows apart in braces: \"user:{id}\"",
+            "names shard, which stands for the number of the shard here",
+            "leave it out of key_columns; a column of this name cannot be in the key with shards",
+        );
+        section.problem("key_columns", complaint);
+        return None;
+    }
+    if sharded && !placeholders(key).iter().any(|name| name == collect::SHARD) {
+        let complaint = Complaint::new(
+            format!("= {} holds no {{shard}}, and shards is set", quoted(key)),
+            "put the number of the shard into the key: \"users:{shard}\"",
         );
         section.problem("key", complaint);
         return None;
     }
-    match Template::parse(key, &columns) {
+    let named = given.unwrap_or_else(|| placeholders(key));
+    let columns: Vec<String> = named
+        .into_iter()
+        .filter(|name| !(sharded && name == collect::SHARD))
+        .collect();
+    if columns.is_empty() && collect.is_none() {
+        let complaint = Complaint::new(
+            format!("= {} holds no column", quoted(key)),
+            "put the column that tells rows apart in braces: \"user:{id}\"; or set collect, for one \
+             document of all rows",
+        );
+        section.problem("key", complaint);
+        return None;
+    }
+    let mut values = columns.clone();
+    values.extend(sharded.then(|| collect::SHARD.to_owned()));
+    match Template::parse(key, &values) {
         Ok(template) => Some((template, columns)),
         Err(error) => {
             let (what, help) = sentence(&error.to_string());
@@ -214,34 +283,9 @@ fn placeholders(key: &str) -> Vec<String> {
         .collect()
 }
 
-fn value(section: &mut Section<'_, '_>) -> Option<ValueSource> {
-    let columns = section.names("columns", true);
-    let expression = section.text("value", None);
-    match (section.is_set("columns"), section.is_set("value")) {
-        (true, true) => {
-            let complaint = Complaint::new(
-                format!("and {} are both set", section.at("columns")),
-                "keep columns for a JSON object of columns, or value for an SQL expression",
-            );
-            section.problem("value", complaint);
-            None
-        }
-        (false, false) => {
-            section.missing(
-                "columns",
-                Scope::Sql,
-                "list the columns of the document, or give an SQL expression with value",
-            );
-            None
-        }
-        (true, false) => columns.map(ValueSource::Columns),
-        (false, true) => expression.map(ValueSource::Expression),
-    }
-}
-
 impl Section<'_, '_> {
     /// A list of columns, where set. Outer `None`: a problem was recorded.
-    fn columns(&mut self, key: &'static str) -> Option<Option<Vec<String>>> {
+    pub(super) fn columns(&mut self, key: &'static str) -> Option<Option<Vec<String>>> {
         let names = self.names(key, false);
         if names.is_none() {
             return (!self.is_set(key)).then_some(None);
@@ -263,7 +307,7 @@ impl Section<'_, '_> {
 ///
 /// The schema is required: DBA and daemon may have different search paths, and would then mean
 /// different tables.
-fn qualified(text: &str) -> Result<String, Complaint> {
+pub(super) fn qualified(text: &str) -> Result<String, Complaint> {
     let parts = identifiers(text).ok_or_else(|| {
         Complaint::new(
             format!("= {} is not the name of a table", quoted(text)),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::audits::Desk;
+use super::sizes::Sizes;
 use super::{SyncSpec, clock};
 use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, SyncId};
 use crate::document;
@@ -22,6 +23,7 @@ pub(super) struct World {
     pub(super) kv: KvClient,
     pub(super) holder: String,
     pub(super) desk: Desk,
+    pub(super) sizes: Sizes,
 }
 
 /// What a task ends in.
@@ -154,11 +156,12 @@ impl World {
             Effect::Prepare { batch, request } => match session.prepare(&request).await {
                 Ok(claimed) => {
                     let template = &self.sync(request.sync).template;
-                    let read = claimed
+                    let read: Vec<_> = claimed
                         .rows
                         .into_iter()
-                        .map(|row| document::render(template, &row.columns, row.value))
+                        .map(|row| document::render(template, &row.columns, row.draft))
                         .collect();
+                    self.sizes.note(request.sync, &read);
                     Event::Prepared {
                         batch,
                         claim: claimed.claim,
@@ -227,6 +230,17 @@ impl World {
                     .advance_backfill(sync, &step)
                     .await
                     .map(|()| step)
+                    .map_err(Failure::from),
+            },
+            Effect::Expand {
+                sync,
+                markers,
+                limit,
+            } => Event::Expanded {
+                sync,
+                result: session
+                    .expand(sync, &markers, limit)
+                    .await
                     .map_err(Failure::from),
             },
             Effect::Audit { sync, reason } => Event::Audited {

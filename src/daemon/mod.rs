@@ -8,6 +8,7 @@
 mod audits;
 mod clock;
 mod effects;
+mod sizes;
 mod telling;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::audits::{Desk, PageAsked};
 use self::effects::{Done, Leadership, World};
+use self::sizes::Sizes;
 use self::telling::Teller;
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind};
@@ -154,6 +156,7 @@ impl Daemon {
             syncs: settings.syncs,
             kv,
             holder: settings.holder,
+            sizes: Sizes::new(names.iter().cloned()),
         };
         let daemon = Self {
             relay,

@@ -84,6 +84,8 @@ impl Teller {
                 counter!(names::AUDIT_DRIFTED_KEYS, "sync" => sync.clone(), "drift" => drift)
                     .absolute(0);
             }
+            counter!(names::RELATED_CHANGES, "sync" => sync.clone()).absolute(0);
+            counter!(names::RELATED_KEYS, "sync" => sync.clone()).absolute(0);
             gauge!(names::DELETES_HELD, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
@@ -290,6 +292,15 @@ impl Teller {
                 counter!(names::BACKFILLS, "sync" => sync.clone()).increment(1);
                 info!(sync, done, foreign, "backfill done");
             }
+            Notice::Expanded {
+                sync,
+                markers,
+                keys,
+            } => {
+                let sync = self.name(sync);
+                counter!(names::RELATED_CHANGES, "sync" => sync.clone()).increment(markers);
+                counter!(names::RELATED_KEYS, "sync" => sync).increment(keys);
+            }
             Notice::AuditStarted { sync, reason } => {
                 info!(sync = self.name(sync), reason, "audit started");
             }
@@ -440,6 +451,10 @@ fn sync_gauges(name: &str, sync: Option<&StatusSync>) {
         .and_then(|sync| sync.deletes_held)
         .map_or(0, |held| held.keys as u64 + held.ahead);
     gauge!(names::DELETES_HELD, "sync" => name.to_owned()).set(held as f64);
+    let waiting = sync
+        .and_then(|sync| sync.expansion)
+        .map_or(0, |expansion| expansion.changes);
+    gauge!(names::RELATED_WAITING, "sync" => name.to_owned()).set(waiting as f64);
     let backfill = sync.and_then(|sync| sync.backfill.as_ref());
     gauge!(names::BACKFILL_RUNNING, "sync" => name.to_owned()).set(flag(backfill.is_some()));
     let (done, estimate) = backfill.map_or((0, 0), |backfill| {

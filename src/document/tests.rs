@@ -1,6 +1,8 @@
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::change::KV_METADATA_MAX_BYTES;
 
 fn strings(values: &[&str]) -> Vec<String> {
     values.iter().map(|value| (*value).to_owned()).collect()
@@ -139,15 +141,46 @@ fn names_of_others_do_not_reverse() {
     assert_eq!(fixed.reverse(&name("all users")), None);
 }
 
+fn words(text: &'static str) -> Value {
+    Value::Text(Bytes::from_static(text.as_bytes()))
+}
+
+fn rendered(draft: Draft) -> Rendered {
+    render(
+        &template("user:{id}", &["id"]),
+        &strings(&["1"]),
+        Some(draft),
+    )
+}
+
+fn put(draft: Draft) -> Document {
+    match rendered(draft) {
+        Rendered::Put(document) => document,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn poison(draft: Draft) -> Poison {
+    match rendered(draft) {
+        Rendered::Poison(poison) => poison,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn with_metadata(content_type: Option<&str>, metadata: Option<&str>) -> Draft {
+    Draft {
+        content_type: content_type.map(str::to_owned),
+        metadata: metadata.map(str::to_owned),
+        ..Draft::of(words("v"))
+    }
+}
+
 #[test]
 fn a_value_makes_a_pair_and_none_a_delete() {
     let user = template("user:{id}", &["id"]);
     let key = strings(&["1"]);
     assert_eq!(render(&user, &key, None), Rendered::Delete(name("user:1")));
-    let Rendered::Put(document) = render(&user, &key, Some(Bytes::from_static(b"{\"a\":1}")))
-    else {
-        panic!("a pair");
-    };
+    let document = put(Draft::of(words("{\"a\":1}")));
     assert_eq!(document.name, name("user:1"));
     assert_eq!(
         &*document.metadata,
@@ -162,18 +195,11 @@ fn a_value_makes_a_pair_and_none_a_delete() {
 
 #[test]
 fn a_value_over_the_limits_is_poison() {
-    let user = template("user:{id}", &["id"]);
-    let with = |value: Vec<u8>| render(&user, &strings(&["1"]), Some(Bytes::from(value)));
-    let reason = |value| match with(value) {
-        Rendered::Poison(poison) => poison.reason,
-        other => panic!("{other:?}"),
-    };
-    assert!(matches!(
-        with(vec![b'x'; KV_VALUE_MAX_BYTES]),
-        Rendered::Put(_)
-    ));
+    let with = |value: Vec<u8>| Draft::of(Value::Text(Bytes::from(value)));
+    let reason = |value| poison(with(value)).reason;
+    put(with(vec![b'x'; KV_VALUE_MAX_BYTES]));
     assert!(
-        matches!(with(Vec::new()), Rendered::Put(_)),
+        put(with(Vec::new())).value.bytes().is_empty(),
         "an empty value is a value"
     );
     assert_eq!(
@@ -181,25 +207,139 @@ fn a_value_over_the_limits_is_poison() {
         PoisonReason::ValueTooLarge
     );
     assert_eq!(reason(vec![b'x', 0xff]), PoisonReason::RowError);
+    let detail = |value| {
+        let draft = Draft {
+            value,
+            ..Draft::of(words(""))
+        };
+        poison(draft).detail
+    };
+    let too_large = |bytes, shards| detail(DraftValue::TooLarge { bytes, shards });
+    let sentence = "the value has 30000000 bytes; Workers KV allows 26214400";
+    assert_eq!(too_large(30_000_000, None), sentence);
+    assert_eq!(
+        too_large(30_000_000, Some(1)),
+        format!(
+            "{sentence}; divide its rows among several documents: shards = 3, and {{shard}} in the key"
+        )
+    );
+    assert!(too_large(30_000_000, Some(8)).contains("shards = 19,"));
+    assert!(detail(DraftValue::Twice).contains("the same member"));
+    // Bytes need not be text.
+    put(Draft::of(Value::Binary(Bytes::from_static(b"x\xff"))));
+}
+
+#[test]
+fn metadata_holds_the_hash_the_type_and_the_users_own_members() {
+    for (content_type, own, expected) in [
+        (None, None, ""),
+        (None, Some("null"), ""),
+        (None, Some(" {} "), ""),
+        (Some("image/png"), None, r#","content_type":"image/png""#),
+        (Some("a\"b"), Some("{}"), r#","content_type":"a\"b""#),
+        (
+            Some("text/html; charset=utf-8"),
+            Some(r#"{"v": 1}"#),
+            r#","content_type":"text/html; charset=utf-8","v":1"#,
+        ),
+        // Every digit stays, and so does the space within a string.
+        (
+            None,
+            Some("{\n\t\"n\" : [ 9007199254740993.10 , \"a \\\" b\" ] }"),
+            r#","n":[9007199254740993.10,"a \" b"]"#,
+        ),
+        (
+            None,
+            Some(r#"{"content_type":"x"}"#),
+            r#","content_type":"x""#,
+        ),
+    ] {
+        let document = put(with_metadata(content_type, own));
+        let expected = format!("{{\"pg2kv\":\"{}\"{expected}}}", document.hash);
+        assert_eq!(&*document.metadata, expected, "{content_type:?} {own:?}");
+    }
+}
+
+#[test]
+fn metadata_that_kv_or_pg2kv_cannot_take_is_poison() {
+    // The hash takes 44 bytes with its name, a comma follows, and so do 6 of `"k":""` here.
+    let fits = |bytes: usize| format!(r#"{{"k":"{}"}}"#, "x".repeat(bytes));
+    assert_eq!(
+        put(with_metadata(None, Some(&fits(973)))).metadata.len(),
+        KV_METADATA_MAX_BYTES
+    );
+    for (content_type, own, sentence) in [
+        (
+            None,
+            fits(974).as_str(),
+            "1025 bytes with the hash of pg2kv",
+        ),
+        (None, "[1]", "not a JSON object"),
+        (None, "7", "not a JSON object"),
+        (None, "{", "not a JSON object"),
+        (None, "{} {}", "not a JSON object"),
+        (None, "", "not a JSON object"),
+        (None, r#"{"a":1,"pg2kv":2}"#, "where pg2kv keeps its hash"),
+        (None, r#"{"pg2k\u0076":2}"#, "where pg2kv keeps its hash"),
+        (Some("a/b"), r#"{"content_type":2}"#, "keep one of them"),
+        (Some(""), "{}", "content_type is empty"),
+        (Some("a/b\r\nx: y"), "{}", "content_type is empty"),
+        (Some("caf\u{e9}"), "{}", "content_type is empty"),
+    ] {
+        let poison = poison(with_metadata(content_type, Some(own)));
+        assert_eq!(poison.reason, PoisonReason::BadMetadata, "{own}");
+        assert!(poison.detail.contains(sentence), "{own}: {}", poison.detail);
+        assert_eq!(poison.name, Some(name("user:1")));
+    }
+}
+
+#[test]
+fn an_end_that_is_near_is_sent_as_time_left() {
+    let at = |ahead_seconds| Expiry::At {
+        unix_seconds: 1_800_000_000,
+        ahead_seconds,
+    };
+    for (expiry, expiration) in [
+        (Expiry::Never, None),
+        (Expiry::After(3_600), Some(Expiration::After(3_600))),
+        (at(0), Some(Expiration::After(60))),
+        (at(59), Some(Expiration::After(60))),
+        (at(61), Some(Expiration::After(61))),
+        (at(179), Some(Expiration::After(179))),
+        (at(180), Some(Expiration::At(1_800_000_000))),
+        (at(u64::MAX), Some(Expiration::At(1_800_000_000))),
+    ] {
+        let draft = Draft {
+            expiry,
+            ..Draft::of(words("v"))
+        };
+        assert_eq!(put(draft).expiration, expiration, "{expiry:?}");
+    }
 }
 
 #[test]
 fn the_hash_tells_contents_apart() {
-    let text = |text: &'static str| Value::Text(Bytes::from_static(text.as_bytes()));
     let binary = Value::Binary(Bytes::from_static(b"a"));
+    let at = |unix_seconds, ahead_seconds| Expiry::At {
+        unix_seconds,
+        ahead_seconds,
+    };
     let hashes = [
-        content_hash(&text("a"), None, ""),
-        content_hash(&text("b"), None, ""),
-        content_hash(&binary, None, ""),
-        content_hash(&text("a"), Some(0), ""),
-        content_hash(&text("a"), Some(1), ""),
-        content_hash(&text("a"), None, "{}"),
-        content_hash(&text(""), None, "a"),
+        content_hash(&words("a"), Expiry::Never, ""),
+        content_hash(&words("b"), Expiry::Never, ""),
+        content_hash(&binary, Expiry::Never, ""),
+        content_hash(&words("a"), at(60, 9), ""),
+        content_hash(&words("a"), at(61, 9), ""),
+        content_hash(&words("a"), Expiry::After(60), ""),
+        content_hash(&words("a"), Expiry::Never, "\"a\":1"),
+        content_hash(&words(""), Expiry::Never, "a"),
     ];
     for (index, hash) in hashes.iter().enumerate() {
         assert!(!hashes[..index].contains(hash), "{index}");
     }
-    assert_eq!(content_hash(&text("a"), None, ""), hashes[0]);
+    assert_eq!(content_hash(&words("a"), Expiry::Never, ""), hashes[0]);
+    // What is left of it changes from read to read.
+    assert_eq!(content_hash(&words("a"), at(60, 200), ""), hashes[3]);
 }
 
 /// Texts that often hold each other: a small alphabet makes the hard cases likely.
@@ -268,4 +408,17 @@ proptest! {
     fn parse_never_panics(text in ".{0,40}") {
         let _ = Template::parse(&text, &strings(&["a", "b"]));
     }
+}
+
+#[test]
+fn a_row_that_is_gone_and_had_no_legal_name_needs_nothing() {
+    let template = template("{name}", &["name"]);
+    let of = |name: &str, value: Option<&'static str>| {
+        let draft = value.map(|value| Draft::of(words(value)));
+        render(&template, &strings(&[name]), draft)
+    };
+    assert_eq!(of("..", None), Rendered::Nothing);
+    assert_eq!(of(&"k".repeat(513), None), Rendered::Nothing);
+    assert!(matches!(of("..", Some("{}")), Rendered::Poison(_)));
+    assert_eq!(of("a", None), Rendered::Delete(name("a")));
 }

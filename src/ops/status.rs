@@ -46,7 +46,17 @@ struct SyncJson {
     triggers_error: Option<ErrorJson>,
     deletes_held: Option<DeletesJson>,
     backfill: Option<BackfillJson>,
+    /// Changes of related tables, while some are not done with.
+    related: Option<RelatedJson>,
     audit: AuditJson,
+}
+
+#[derive(Debug, Serialize)]
+struct RelatedJson {
+    /// Changes that are not done with.
+    changes: usize,
+    /// Keys recorded for such since there were none.
+    keys: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -169,6 +179,10 @@ impl StatusJson {
                         },
                         done_rows: backfill.done,
                         estimate_rows: backfill.estimate,
+                    }),
+                    related: sync.expansion.map(|expansion| RelatedJson {
+                        changes: expansion.changes,
+                        keys: expansion.keys,
                     }),
                     audit: AuditJson::from(&sync.audit),
                 })

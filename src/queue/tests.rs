@@ -88,6 +88,34 @@ fn a_key_in_flight_is_not_taken_again_until_its_interval_is_over() {
 }
 
 #[test]
+fn what_is_in_flight_when_a_backfill_begins_is_looked_at_once_more() {
+    let mut queue = Queue::new(SETTINGS, 2);
+    offer(&mut queue, 0, 1, 1);
+    let slot = take_one(&mut queue, 100).slot;
+    queue.claimed(slot, ClaimId(5));
+    offer(&mut queue, 120, 2, 2);
+    queue.outdate(SyncId(1));
+    queue.outdate(SYNC);
+    // Proven to be in KV, but read before the backfill began: its claim stays.
+    assert_eq!(queue.resolve(at(150), slot, written(100), 0.5), None);
+    assert_eq!(take_one(&mut queue, 220).key, key(2), "it only waited");
+    assert_eq!(queue.due_at(SYNC), Some(at(1_150)), "the interval holds");
+    let again = take_one(&mut queue, 1_150);
+    assert_eq!((again.slot, again.ids.len()), (slot, 0));
+    let resolved = queue.resolve(at(1_200), slot, written(1_150), 0.5).unwrap();
+    assert_eq!(resolved.claim, Some(ClaimId(5)));
+}
+
+#[test]
+fn a_backfill_of_another_sync_outdates_nothing() {
+    let mut queue = Queue::new(SETTINGS, 2);
+    offer(&mut queue, 0, 1, 1);
+    let slot = take_one(&mut queue, 100).slot;
+    queue.outdate(SyncId(1));
+    assert!(queue.resolve(at(150), slot, written(100), 0.5).is_some());
+}
+
+#[test]
 fn a_written_key_is_held_for_its_interval_and_then_dropped() {
     let mut queue = queue(SETTINGS);
     offer(&mut queue, 0, 1, 1);

@@ -12,6 +12,7 @@
 pub mod audits;
 mod backfills;
 pub mod brake;
+mod expansions;
 mod holds;
 mod policy;
 mod protocol;
@@ -32,7 +33,9 @@ pub use self::protocol::{
     AuditFound, BatchId, Campaigned, Effect, Event, Notice, Output, Recovered, RequestId,
     SweepFailure, Swept, WakeCause,
 };
-pub use self::status::{Phase, Status, StatusAudit, StatusBlock, StatusBrake, StatusSync};
+pub use self::status::{
+    Phase, Status, StatusAudit, StatusBlock, StatusBrake, StatusExpansion, StatusSync,
+};
 
 /// What the relay is told once. Everything has a limit.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use crate::change::{
     Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId,
 };
 use crate::ledger::{
-    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Failure, FetchMode,
-    Fetched, SettleRequest, Walked,
+    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, Failure,
+    FetchMode, Fetched, Marker, SettleRequest, Walked,
 };
 
 /// Number of a batch within a term.
@@ -162,6 +162,13 @@ pub enum Event {
         /// The step, if the ledger took it.
         result: Result<BackfillStep, Failure>,
     },
+    /// Answers [`Effect::Expand`].
+    Expanded {
+        /// The sync.
+        sync: SyncId,
+        /// What stands in the outbox now.
+        result: Result<Expanded, Failure>,
+    },
     /// An audit wants to list a page of names; [`Effect::AllowPage`] lets it.
     PageWanted {
         /// The sync.
@@ -269,6 +276,16 @@ pub enum Effect {
         sync: SyncId,
         /// How far.
         step: BackfillStep,
+    },
+    /// Write the next keys of these markers into the outbox, and the markers' positions in the same
+    /// transaction; [`Event::Expanded`].
+    Expand {
+        /// The sync.
+        sync: SyncId,
+        /// The markers.
+        markers: Vec<Marker>,
+        /// Most keys of each.
+        limit: usize,
     },
     /// Compare KV with the rows of a sync, put the keys that drifted into the outbox, and note in the
     /// ledger that this was done; [`Event::Audited`]. Each request to KV waits for
@@ -421,6 +438,15 @@ pub enum Notice {
         done: u64,
         /// Names in KV that pg2kv did not write.
         foreign: u64,
+    },
+    /// Changes of related tables were expanded into keys.
+    Expanded {
+        /// The sync.
+        sync: SyncId,
+        /// Markers that came to their end.
+        markers: u64,
+        /// Keys.
+        keys: u64,
     },
     /// A comparison with KV began.
     AuditStarted {

@@ -119,6 +119,17 @@ pub struct StatusSync {
     pub backfill: Option<Backfill>,
     /// Its comparison with KV.
     pub audit: StatusAudit,
+    /// Changes of related tables, while some are not done with.
+    pub expansion: Option<StatusExpansion>,
+}
+
+/// Changes of related tables of one sync that are being expanded into keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusExpansion {
+    /// Changes that are not done with.
+    pub changes: usize,
+    /// Keys recorded for such since there were none.
+    pub keys: u64,
 }
 
 /// The comparisons of one sync with KV.

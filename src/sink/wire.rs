@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
-use crate::change::{Document, KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS, KvName, Value};
+use crate::change::{Document, Expiration, KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS, KvName, Value};
 
 /// Why a batch has no body: it is over a limit of the API, and so nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,8 +56,9 @@ pub fn put_bytes(document: &Document) -> usize {
         Form::Text(text) => string_bytes(text),
         Form::Base64 => BASE64_MEMBER.len() + 2 + base64_bytes(document.value.bytes().len()),
     };
-    let expiration = document.expiration.map_or(0, |seconds| {
-        EXPIRATION_MEMBER.len() + decimal_digits(seconds)
+    let expiration = document.expiration.map_or(0, |expiration| {
+        let (member, seconds) = expiration_member(expiration);
+        member.len() + decimal_digits(seconds)
     });
     NAME_MEMBER.len()
         + string_bytes(document.name.as_str())
@@ -78,6 +79,7 @@ const NAME_MEMBER: &str = r#"{"key":"#;
 const VALUE_MEMBER: &str = r#","value":"#;
 const BASE64_MEMBER: &str = r#","base64":true"#;
 const EXPIRATION_MEMBER: &str = r#","expiration":"#;
+const TTL_MEMBER: &str = r#","expiration_ttl":"#;
 const METADATA_MEMBER: &str = r#","metadata":"#;
 
 fn encode<T>(
@@ -117,13 +119,21 @@ fn write_pair(out: &mut Vec<u8>, document: &Document) {
             out.extend_from_slice(BASE64_MEMBER.as_bytes());
         }
     }
-    if let Some(seconds) = document.expiration {
-        out.extend_from_slice(EXPIRATION_MEMBER.as_bytes());
+    if let Some(expiration) = document.expiration {
+        let (member, seconds) = expiration_member(expiration);
+        out.extend_from_slice(member.as_bytes());
         out.extend_from_slice(seconds.to_string().as_bytes());
     }
     out.extend_from_slice(METADATA_MEMBER.as_bytes());
     out.extend_from_slice(document.metadata.as_bytes());
     out.push(b'}');
+}
+
+fn expiration_member(expiration: Expiration) -> (&'static str, u64) {
+    match expiration {
+        Expiration::At(unix_seconds) => (EXPIRATION_MEMBER, unix_seconds),
+        Expiration::After(seconds) => (TTL_MEMBER, u64::from(seconds)),
+    }
 }
 
 fn decimal_digits(number: u64) -> usize {

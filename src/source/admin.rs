@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::types::ToSql;
 
 use super::error::{Error, Kind, Place};
 use super::lease::LOCK_CLASS;
 use super::link::{Link, Role};
 use super::{Settings, recover};
-use crate::change::Key;
+use crate::change::{Key, OutboxId};
 
 /// Statements that the files of the SQL kit count as, for the deadline.
 const KIT_STATEMENTS: u32 = 10;
@@ -29,6 +30,13 @@ const STATUS: &str = "\
     select sync, relation, triggers, waiting, extract(epoch from oldest_wait)::float8,
       claims, dead_letters, backfill
     from pg2kv.status()";
+
+/// Where the walk is that takes the place of a marker. One statement, so one view of all of it: the
+/// marker goes in the transaction that begins the walk.
+const WALK: &str = "\
+    select exists (select from pg2kv.sync where name = $1),
+      exists (select from pg2kv.outbox where id = $2), b.phase, b.done, b.estimate, b.rows
+    from (values (1)) as one left join pg2kv.backfill as b on b.sync = $1";
 
 const APPROVE_DELETES: &str = "\
     select to_char(pg2kv.approve_deletes($1, make_interval(secs => $2)) at time zone 'UTC',
@@ -90,6 +98,31 @@ pub struct SyncStatus {
     pub backfill: Option<String>,
 }
 
+/// Where a walk that was asked for is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// No daemon has begun it.
+    Asked,
+    /// The rows of the table are looked at.
+    Rows {
+        /// So many were.
+        done: u64,
+        /// Rows in all, as the server's statistics have it.
+        estimate: Option<u64>,
+    },
+    /// The names in KV are looked at, for those that no row has.
+    Names {
+        /// So many were.
+        done: u64,
+        /// Rows that the walk found: about as many names should be there.
+        rows: u64,
+    },
+    /// It was done to the end.
+    Done,
+    /// The sync is no longer watched, so nobody will do it.
+    Unwatched,
+}
+
 /// A connection for people.
 pub struct Admin {
     link: Link,
@@ -122,19 +155,59 @@ impl Admin {
         self.link.within(doing, KIT_STATEMENTS, group).await
     }
 
-    /// Asks for everything to be written again.
+    /// Asks for everything to be written again; returns the marker that asks for it.
     ///
     /// # Errors
     /// There is no such sync, or no schema.
-    pub async fn resync(&self, sync: &str) -> Result<(), Error> {
+    pub async fn resync(&self, sync: &str) -> Result<OutboxId, Error> {
         let doing = format!("asking for a resync of {sync}");
-        let sql = self.settings.sql("select pg2kv.resync($1)");
+        let ask = self.settings.sql("select pg2kv.resync($1)");
+        let marker = self.settings.sql("select currval('pg2kv.outbox_id_seq')");
+        let (client, told) = (self.link.client(), |error| told(&doing, error));
+        // One transaction, so that a pooler has both asked of one session.
         let group = async {
-            let done = self.link.client().execute(&sql, &[&sync]).await;
-            done.map(drop).map_err(|error| told(&doing, error))
+            client.batch_execute("begin").await.map_err(told)?;
+            client.execute(&ask, &[&sync]).await.map_err(told)?;
+            let marker = client.query_one(&marker, &[]).await.map_err(told)?;
+            client.batch_execute("commit").await.map_err(told)?;
+            Ok(OutboxId(marker.get(0)))
         };
         recover::require_schema(&self.settings, &self.link).await?;
-        self.link.within(&doing, 2, group).await
+        self.link.within(&doing, 5, group).await
+    }
+
+    /// Reads how far the walk is that `marker` asked for.
+    ///
+    /// # Errors
+    /// The role may not read it, or Postgres does not answer.
+    pub async fn walk(&self, sync: &str, marker: OutboxId) -> Result<Walk, Error> {
+        let sql = self.settings.sql(WALK);
+        let of: [&(dyn ToSql + Sync); 2] = [&sync, &marker.0];
+        let group = self.link.client().query_one(&sql, &of);
+        let row = self
+            .link
+            .call("reading how far a resync is", 2, Place::Own, group)
+            .await?;
+        let number = |column| {
+            let number = row.get::<_, Option<i64>>(column);
+            number.and_then(|number| u64::try_from(number).ok())
+        };
+        let (watched, waits) = (row.get::<_, bool>(0), row.get::<_, bool>(1));
+        let done = number(3).unwrap_or(0);
+        Ok(match row.get::<_, Option<&str>>(2) {
+            _ if !watched => Walk::Unwatched,
+            _ if waits => Walk::Asked,
+            None => Walk::Done,
+            Some("rows") => Walk::Rows {
+                done,
+                estimate: number(4),
+            },
+            Some(_) => {
+                let rows = number(5).unwrap_or(0);
+                let done = done.saturating_sub(rows);
+                Walk::Names { done, rows }
+            }
+        })
     }
 
     /// Has these keys written again, whatever the leader remembers: all of them, or none.
@@ -192,6 +265,29 @@ impl Admin {
         self.link.within(&doing, 4, group).await
     }
 
+    /// Reads who leads, or led last; `None` where nobody ever did.
+    ///
+    /// # Errors
+    /// There is no schema, or the role may not read it.
+    pub async fn leader(&self) -> Result<Option<Leader>, Error> {
+        let lease = self.settings.sql(LEASE);
+        let class = i64::from(LOCK_CLASS);
+        let schema: [&(dyn ToSql + Sync); 2] = [&class, &self.settings.schema];
+        let row = self.link.client().query_opt(&lease, &schema);
+        let row = self
+            .link
+            .call("reading who leads", 2, Place::Own, row)
+            .await?;
+        Ok(row.and_then(|row| {
+            Some(Leader {
+                holder: row.get::<_, Option<String>>(0)?,
+                epoch: row.get(1),
+                since: row.get(2),
+                alive: row.get(3),
+            })
+        }))
+    }
+
     /// Reads who leads and what waits.
     ///
     /// # Errors
@@ -199,26 +295,8 @@ impl Admin {
     pub async fn status(&self) -> Result<Status, Error> {
         let doing = "reading the status";
         recover::require_schema(&self.settings, &self.link).await?;
-        let client = self.link.client();
-        let (lease, status) = (self.settings.sql(LEASE), self.settings.sql(STATUS));
-        let class = i64::from(LOCK_CLASS);
-        let leader = self
-            .link
-            .call(
-                doing,
-                2,
-                Place::Own,
-                client.query_opt(&lease, &[&class, &self.settings.schema]),
-            )
-            .await?
-            .and_then(|row| {
-                Some(Leader {
-                    holder: row.get::<_, Option<String>>(0)?,
-                    epoch: row.get(1),
-                    since: row.get(2),
-                    alive: row.get(3),
-                })
-            });
+        let leader = self.leader().await?;
+        let (client, status) = (self.link.client(), self.settings.sql(STATUS));
         let rows = self
             .link
             .call(doing, 2, Place::Own, client.query(&status, &[]))

@@ -2,12 +2,15 @@
 //!
 //! Reads only.
 
+use tokio_postgres::types::ToSql;
+
 use super::error::{Error, Kind, Place};
 use super::lease::Candidate;
 use super::link::{Link, Role};
-use super::rows::Plan;
+use super::rows::{Plan, expand};
 use super::{Settings, SyncSource, triggers};
 use crate::ledger::Examined;
+use crate::sql_kit::RelatedSpec;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +85,8 @@ const PRIVILEGES: &str = "\
     select w.name || ': ' || w.privilege
     from (values
       ('pg2kv.meta', 'select'), ('pg2kv.sync', 'select'),
-      ('pg2kv.outbox', 'select'), ('pg2kv.outbox', 'delete'),
+      ('pg2kv.related', 'select'),
+      ('pg2kv.outbox', 'select'), ('pg2kv.outbox', 'insert'), ('pg2kv.outbox', 'delete'),
       ('pg2kv.claim', 'select'), ('pg2kv.claim', 'insert'), ('pg2kv.claim', 'delete'),
       ('pg2kv.dead_letter', 'select'), ('pg2kv.dead_letter', 'insert'),
       ('pg2kv.dead_letter', 'update'), ('pg2kv.dead_letter', 'delete'),
@@ -98,12 +102,21 @@ const PRIVILEGES: &str = "\
     where not has_sequence_privilege('pg2kv.outbox_id_seq', 'select')
     union all
     select w.name || ': execute'
-    from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)')) as w(name)
+    from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)'),
+      ('pg2kv.index_advice(text)'), ('pg2kv.related_label(text, text)'),
+      ('pg2kv.has_index(regclass, text[])'), ('pg2kv.index_for(regclass, text[], text[])')) as w(name)
     where not has_function_privilege(w.name, 'execute')
     union all
     select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'))
       as c(name, col)
     where not has_column_privilege('pg2kv.' || c.name, c.col, 'update')";
+
+/// Whether an index of the table begins with these columns or they are the key, and the one to make.
+const INDEXED: &str = "\
+    select t.relation is null or ($2::text[] <@ $3::text[] and $3 <@ $2)
+        or pg2kv.has_index(t.relation, $2::text[]),
+      coalesce(pg2kv.index_for(t.relation, $2::text[], $3::text[]), '')
+    from to_regclass($1::text) as t(relation)";
 
 /// Looks at connection, schema, privileges and each sync.
 ///
@@ -124,7 +137,7 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
     for sync in syncs {
         findings.push(triggers(settings, &link, sync).await);
         let what = format!("sync {}: table", sync.name);
-        let readable = match Plan::prepare(&link, sync).await {
+        let readable = match Plan::prepare(settings, &link, sync).await {
             Ok(plan) => plan.try_out(&link, sync).await,
             Err(error) => Err(error),
         };
@@ -132,6 +145,12 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
             Ok(()) => Finding::fine(what, "columns, value and filter are valid, and readable"),
             Err(error) => Finding::error(what, &error),
         });
+        if sync.collect.is_some() {
+            findings.push(index(settings, &link, sync).await);
+        }
+        for related in &sync.related {
+            findings.push(expansion(settings, &link, sync, related).await);
+        }
     }
     findings
 }
@@ -204,6 +223,69 @@ async fn privileges(settings: &Settings, link: &Link) -> Result<Finding, Error> 
             settings.schema
         ),
     ))
+}
+
+/// Whether the rows of one document can be found without a look at all.
+async fn index(settings: &Settings, link: &Link, sync: &SyncSource) -> Finding {
+    let what = format!("sync {}: index", sync.name);
+    let sql = settings.sql("select pg2kv.index_advice($1)");
+    let advice = link
+        .call(
+            "looking for an index",
+            2,
+            Place::Own,
+            link.client().query_one(&sql, &[&sync.name]),
+        )
+        .await
+        .map(|row| row.get::<_, Option<String>>(0));
+    match advice {
+        Ok(None) => Finding::fine(what, "the rows of one document are found by an index"),
+        Ok(Some(index)) => Finding::doubtful(
+            what,
+            format!("each change reads all of {}", sync.table),
+            index,
+        ),
+        Err(error) => Finding::error(what, &error),
+    }
+}
+
+/// Whether the documents of a changed row of a related table can be found, and soon.
+async fn expansion(
+    settings: &Settings,
+    link: &Link,
+    sync: &SyncSource,
+    related: &RelatedSpec,
+) -> Finding {
+    let what = format!("sync {}: related {}", sync.name, related.name);
+    let doing = format!(
+        "looking for rows of {} that match {}",
+        sync.table, related.table
+    );
+    if let Err(error) = expand::prepare(settings, link, sync, related, &doing).await {
+        return Finding::error(what, &error);
+    }
+    let own: Vec<&str> = related
+        .matches
+        .iter()
+        .map(|(own, _)| own.as_str())
+        .collect();
+    let sql = settings.sql(INDEXED);
+    let parameters: [&(dyn ToSql + Sync); 3] = [&sync.table, &own, &sync.key_columns];
+    let asked = link.client().query_one(&sql, &parameters);
+    match link.call(&doing, 2, Place::Relation, asked).await {
+        Err(error) => Finding::error(what, &error),
+        Ok(row) if row.get(0) => Finding::fine(what, "an index finds the documents of its rows"),
+        Ok(row) => Finding::doubtful(
+            what,
+            format!(
+                "no index of {} begins with {}, so finding the documents of a changed row reads all \
+                 rows",
+                sync.table,
+                own.join(", ")
+            ),
+            row.get::<_, String>(1),
+        ),
+    }
 }
 
 async fn triggers(settings: &Settings, link: &Link, sync: &SyncSource) -> Finding {

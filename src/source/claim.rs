@@ -11,7 +11,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use tokio::sync::Mutex;
 use tokio_postgres::Statement;
@@ -22,7 +21,7 @@ use super::link::Link;
 use super::rows::Plan;
 use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
-use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{BackfillStep, ClaimRequest, Walked};
 
 /// `$5` is the step of a backfill: none, rows, keys, enter or done.
@@ -69,6 +68,7 @@ const CLAIM: &str = "\
 
 /// A connection that claims and reads.
 pub(crate) struct Reader {
+    settings: Settings,
     link: Arc<Link>,
     claim: Statement,
     plans: Mutex<HashMap<SyncId, Arc<Prepared>>>,
@@ -84,6 +84,8 @@ struct Prepared {
 struct Read {
     rows: Vec<Row>,
     bytes: usize,
+    /// Bytes that the server made, those that it kept included.
+    made: u64,
     /// It stopped before the end of the keys that were asked for.
     full: bool,
 }
@@ -100,6 +102,7 @@ impl Reader {
             )
             .await?;
         Ok(Self {
+            settings: settings.clone(),
             link,
             claim,
             plans: Mutex::default(),
@@ -120,7 +123,7 @@ impl Reader {
         if let Some(plan) = plans.get(&sync.id) {
             return Ok(plan.clone());
         }
-        let plan = Plan::prepare(&self.link, sync).await?;
+        let plan = Plan::prepare(&self.settings, &self.link, sync).await?;
         let row_bytes = AtomicU64::new(plan.row_bytes);
         let prepared = Arc::new(Prepared { plan, row_bytes });
         plans.insert(sync.id, prepared.clone());
@@ -267,7 +270,7 @@ impl Reader {
         let client = self.link.client();
         let (begun, read, committed) = tokio::join!(
             biased;
-            client.batch_execute("begin read only"),
+            client.batch_execute(prepared.plan.begin),
             self.rows(prepared, keys, max_bytes, &doing),
             client.batch_execute("commit"),
         );
@@ -288,6 +291,7 @@ impl Reader {
         let mut read = Read {
             rows: Vec::with_capacity(keys.len()),
             bytes: 0,
+            made: 0,
             full: false,
         };
         let rows = self
@@ -314,16 +318,16 @@ impl Reader {
                 })
                 .collect::<Result<_, _>>()
                 .map_err(failed)?;
-            let value: Option<&str> = row.try_get(prepared.plan.columns + 1).map_err(failed)?;
-            let size = value.map_or(0, str::len);
+            let draft = prepared.plan.draft(&row).map_err(failed)?;
+            let size = draft.as_ref().map_or(0, Draft::weight);
             if !read.rows.is_empty() && read.bytes + size > max_bytes {
                 // Dropping the stream lets the driver throw away what still comes.
                 read.full = true;
                 break;
             }
             read.bytes += size;
-            let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
-            read.rows.push(Row { columns, value });
+            read.made += draft.as_ref().map_or(0, Draft::made);
+            read.rows.push(Row { columns, draft });
         }
         Ok(read)
     }
@@ -454,8 +458,7 @@ impl Prepared {
 
     /// Moves the guess halfway to what was seen.
     fn learn(&self, read: &Read) {
-        if let Some(seen) = read.bytes.checked_div(read.rows.len()) {
-            let seen = u64::try_from(seen).unwrap_or(u64::MAX);
+        if let Some(seen) = read.made.checked_div(read.rows.len() as u64) {
             let before = self.row_bytes.load(Ordering::Relaxed);
             self.row_bytes.store(
                 (before / 2).saturating_add(seen / 2).max(1),

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use super::SyncSource;
+use super::{ExpirySql, SyncSource};
 use crate::change::SyncId;
 use crate::ledger::DeleteFacts;
 
 /// A backfill counts the keys exactly; in between, the number grows with the statistics of the table
-/// and never falls: a TRUNCATE resets them at once. With a filter the rows of a table say nothing
-/// about the number of keys, so `$1`, the syncs without one, are the only ones to grow. They are
+/// and never falls: a TRUNCATE resets them at once. With a filter, an end or many rows in one document
+/// the rows of a table say nothing about the number of keys, so `$1`, the syncs without one, are the only ones to grow. They are
 /// stored in steps, not with each estimate.
 pub(crate) const FACTS: &str = "\
     with grown as (
@@ -37,7 +37,10 @@ pub(crate) const FACTS: &str = "\
 /// Names of the syncs whose keys are all rows of their tables.
 pub(crate) fn unfiltered<'a>(syncs: impl Iterator<Item = &'a SyncSource>) -> Vec<&'a str> {
     syncs
-        .filter(|sync| sync.filter.is_none())
+        .filter(|sync| {
+            let ends = matches!(sync.attributes.expiry, Some(ExpirySql::At(_)));
+            sync.filter.is_none() && sync.collect.is_none() && !ends
+        })
         .map(|sync| sync.name.as_str())
         .collect()
 }

@@ -235,6 +235,10 @@ fn classify(place: Place, code: &str) -> Verdict {
     let (kind, hint) = match (place, class, code) {
         // Wherever it happens.
         (_, _, "40001" | "40P01" | "40003") => (Transient, None),
+        (Place::Relation, _, "55P03") => (
+            Relation,
+            Some("another session has locked the table; pg_blocking_pids() tells which"),
+        ),
         (_, _, "55P03") => (Transient, Some("another session holds a lock for long")),
         (_, _, "57014") => (Transient, Some("the statement ran into statement_timeout")),
         (_, _, "57P03") => (
@@ -267,14 +271,15 @@ fn classify(place: Place, code: &str) -> Verdict {
 
         (Place::Relation, _, "25006") => (
             Relation,
-            Some("value and where must not write: they run in a read-only transaction"),
+            Some("expressions must not write: they run in a read-only transaction"),
         ),
         (Place::Relation, "25", _) => (Connection, None),
         (Place::Relation, _, "42501") => (
             Relation,
             Some(
-                "grant select on the table to the daemon's role; with row-level security on, it \
-                  also needs a policy for all rows, or bypassrls",
+                "the daemon may read the key and the watched columns: name each column that value, \
+                 where, content_type, metadata or expires_at use in `watch`, and run `pg2kv \
+                 install`; with row-level security on, its role also needs bypassrls",
             ),
         ),
         (Place::Relation, _, "42703" | "42P01" | "42883" | "42704" | "3F000") => (

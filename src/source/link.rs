@@ -21,8 +21,11 @@ use super::{SERVER_VERSION_MIN, Settings, TlsMode, tls};
 /// What the client grants on top of the server's own limits before it gives up, for the way there
 /// and back and for a server that is slow to cancel.
 const GRACE: Duration = Duration::from_secs(5);
-/// `lock_timeout` of every session: claims and settles meet only short locks.
+/// `lock_timeout` where only objects of ours are locked: claims and settles meet only short locks.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// `lock_timeout` where watched tables are read. While one of them is locked (VACUUM FULL, some kinds of
+/// ALTER TABLE), the reads of all others wait behind it for so long.
+const READ_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a connection is for; decides some of its session settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,14 +144,21 @@ impl Link {
             "set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'iso_8601';\
              set bytea_output = 'hex'; set extra_float_digits = 1; set row_security = off;\
              set search_path = pg_catalog; set client_min_messages = warning;\
-             set standard_conforming_strings = on;\
+             set standard_conforming_strings = on; set transform_null_equals = off;\
+             set lc_monetary = 'C'; set lc_numeric = 'C'; set lc_time = 'C';\
+             set xmlbinary = 'base64'; set quote_all_identifiers = off;\
+             set default_text_search_config = 'pg_catalog.simple';\
              set default_transaction_isolation = 'read committed';\
              set default_transaction_deferrable = off;\
              set statement_timeout = {statement}; set lock_timeout = {lock};\
              set idle_in_transaction_session_timeout = {statement}; set jit = off;\
              {synchronous}{planner}",
             statement = settings.statement_timeout.as_millis(),
-            lock = LOCK_TIMEOUT.as_millis(),
+            lock = match role {
+                Role::Work | Role::Bulk => READ_LOCK_TIMEOUT,
+                Role::Lease | Role::Listen | Role::Control | Role::Raw => LOCK_TIMEOUT,
+            }
+            .as_millis(),
             synchronous = SYNCHRONOUS,
             planner = match role {
                 Role::Control => PLANNER_CONTROL,

@@ -3,9 +3,11 @@
 //! An array is a key; no key stands for all of them; an object is a marker that asks for more than a
 //! look at one key. An object that is not known here is of a newer version: its row is left alone.
 
+use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
-use crate::change::{Changed, Key};
+use crate::change::{Changed, Key, Related};
 
 /// The marker that has a key written again: `{"again": [7, "eu"]}`. In SQL it is made by
 /// `jsonb_build_object('again', key)`.
@@ -19,10 +21,40 @@ pub(crate) fn asked(key: Option<&str>) -> Option<Changed> {
     if text.starts_with('[') {
         return Some(Changed::Key(Key::new(text)));
     }
+    if let Some(related) = related(text) {
+        return Some(Changed::Related(related));
+    }
     // The text between is kept as it stands, since a key is known by its text.
     let key = text.strip_prefix(AGAIN)?.strip_suffix('}')?;
-    let is_key = serde_json::from_str::<Vec<IgnoredAny>>(key).is_ok();
-    is_key.then(|| Changed::Again(Key::new(key)))
+    is_array(key).then(|| Changed::Again(Key::new(key)))
+}
+
+/// The marker of a change of a related table, as its trigger writes it, and as `expand` does with
+/// the position: `{"after": [5], "values": [7], "related": "tenants"}`.
+fn related(text: &str) -> Option<Related> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Marker<'a> {
+        related: Box<str>,
+        #[serde(borrow)]
+        values: &'a RawValue,
+        #[serde(borrow)]
+        after: Option<&'a RawValue>,
+    }
+    let marker: Marker<'_> = serde_json::from_str(text).ok()?;
+    let array = |raw: &RawValue| is_array(raw.get()).then(|| Key::new(raw.get()));
+    Some(Related {
+        table: marker.related.into(),
+        values: array(marker.values)?,
+        after: match marker.after {
+            Some(after) => Some(array(after)?),
+            None => None,
+        },
+    })
+}
+
+fn is_array(text: &str) -> bool {
+    serde_json::from_str::<Vec<IgnoredAny>>(text).is_ok()
 }
 
 #[cfg(test)]
@@ -39,7 +71,30 @@ mod tests {
             asked(Some("{\"again\": [1.00, \"}\"]}")),
             again("[1.00, \"}\"]")
         );
+        let related = |after: Option<&str>| {
+            Some(Changed::Related(Related {
+                table: "tenants".into(),
+                values: Key::new("[1.00, \"}\"]"),
+                after: after.map(Key::new),
+            }))
+        };
+        assert_eq!(
+            asked(Some(
+                "{\"values\": [1.00, \"}\"], \"related\": \"tenants\"}"
+            )),
+            related(None)
+        );
+        assert_eq!(
+            asked(Some(
+                "{\"after\": [5], \"values\": [1.00, \"}\"], \"related\": \"tenants\"}"
+            )),
+            related(Some("[5]"))
+        );
         for unknown in [
+            "{\"values\": 7, \"related\": \"tenants\"}",
+            "{\"related\": \"tenants\"}",
+            "{\"after\": 5, \"values\": [7], \"related\": \"tenants\"}",
+            "{\"other\": 5, \"values\": [7], \"related\": \"tenants\"}",
             "{\"again\": 7}",
             "{\"again\": [7], \"other\": 1}",
             "{\"other\": [7]}",

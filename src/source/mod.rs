@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use crate::change::SyncId;
+use crate::sql_kit::RelatedSpec;
 
 pub mod admin;
 pub mod audit;
@@ -20,6 +21,7 @@ mod claim;
 mod deletes;
 pub mod doorbell;
 pub mod error;
+mod expand;
 mod frontier;
 mod gauges;
 pub mod lease;
@@ -97,6 +99,58 @@ pub struct SyncSource {
     /// they are and run with the daemon's rights, in a read-only transaction, with only
     /// `pg_catalog` in the search path.
     pub filter: Option<String>,
+    /// What a pair has beside its value.
+    pub attributes: Attributes,
+    /// How all rows of one key become one document; `None` where each row is one.
+    pub collect: Option<Collect>,
+    /// Other tables that its documents take data from.
+    pub related: Vec<RelatedSpec>,
+}
+
+/// How rows become one document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collect {
+    /// What it is.
+    pub into: CollectInto,
+    /// SQL of an ORDER BY; what it leaves open, and all without it, is in the order of members, or
+    /// of the elements' own text.
+    pub order_by: Option<String>,
+    /// Among how many documents the rows of one key are divided; the number of a document is the
+    /// last value of its key.
+    pub shards: Option<u32>,
+}
+
+/// What many rows become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CollectInto {
+    /// A JSON object with a member for each row.
+    Object {
+        /// The column that names the member. A row where it is NULL is not in the object.
+        member: String,
+    },
+    /// A JSON list with an element for each row.
+    List,
+}
+
+/// What a pair has beside its value, as SQL over the table's columns.
+#[derive(Clone, Debug, Default)]
+pub struct Attributes {
+    /// The MIME type of the value, as text; NULL is none.
+    pub content_type: Option<String>,
+    /// The user's own metadata, as JSON; NULL is none.
+    pub metadata: Option<String>,
+    /// How long the pair is to stand, where not until it is deleted.
+    pub expiry: Option<ExpirySql>,
+}
+
+/// How long a pair is to stand.
+#[derive(Clone, Debug)]
+pub enum ExpirySql {
+    /// Until a moment (timestamptz); NULL and infinity are never. A row whose moment has come is
+    /// not published.
+    At(String),
+    /// For so many seconds after each write.
+    After(u32),
 }
 
 /// How Postgres makes a document of a row.
@@ -104,7 +158,7 @@ pub struct SyncSource {
 pub enum ValueSql {
     /// One JSON object of columns, each with the name it has there; order is kept.
     Columns(Vec<(String, String)>),
-    /// An SQL expression, cast to text (json and jsonb give their JSON text, bytea its hex form).
-    /// NULL means that there is no document.
+    /// An SQL expression: bytes where its type is bytea, otherwise its text (that of json and jsonb
+    /// is JSON). NULL means that there is no document.
     Expression(String),
 }

@@ -35,7 +35,7 @@ const PROBE: &str = "\
     ) as o
     limit $3";
 
-/// Who may have drawn ids that are not visible yet. Our own sessions delete, never insert.
+/// Who may have drawn ids that are not visible yet. Of our own sessions, these delete only.
 const LOOK: &str = "\
     select virtualtransaction from pg_locks
     where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
@@ -73,7 +73,7 @@ pub(crate) struct Outbox {
     silence: Statement,
     compact: Statement,
     name: String,
-    /// Server processes of this session.
+    /// Server processes of this session that write nothing into the outbox.
     own: Vec<i32>,
     doorbell: bool,
     /// How long one setting of the bell lasts.

@@ -8,23 +8,22 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-use bytes::Bytes;
+use std::time::{Duration, Instant};
 
 use super::claim::Reader;
 use super::doorbell::Doorbell;
 use super::error::{Error, Kind, Place};
+use super::expand::Expander;
 use super::gauges::Watch;
 use super::link::{Link, Role, any_closed};
 use super::outbox::Outbox;
 use super::settle::Settler;
 use super::triggers::Examiner;
 use super::{Settings, SyncSource, recover};
-use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
-    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, FetchMode, Fetched,
-    SettleRequest, Walked,
+    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, FetchMode,
+    Fetched, Marker, SettleRequest, Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -36,6 +35,7 @@ pub struct Session {
     settler: Settler,
     watch: Watch,
     examiner: Examiner,
+    expander: Expander,
     epoch: Epoch,
     syncs: HashMap<SyncId, SyncSource>,
 }
@@ -54,17 +54,17 @@ pub struct Claimed {
 pub struct Row {
     /// The key columns as canonical text (UTC, ISO dates, hexadecimal bytea).
     pub columns: Vec<String>,
-    /// The document; `None` where there is no such row, it is not published, or its value is NULL.
-    /// Cut just above the largest KV value.
-    pub value: Option<Bytes>,
+    /// What the row makes; `None` where there is no such row, it is not published, or its value is
+    /// NULL.
+    pub draft: Option<Draft>,
 }
 
 impl std::fmt::Debug for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bytes = self.value.as_ref().map(Bytes::len);
+        let bytes = self.draft.as_ref().map(Draft::weight);
         write!(
             f,
-            "Row({} columns, value of {bytes:?} bytes)",
+            "Row({} columns, a draft of {bytes:?} bytes)",
             self.columns.len()
         )
     }
@@ -158,8 +158,9 @@ impl Session {
         let (control, work, bulk) = (Arc::new(control), Arc::new(work), Arc::new(bulk));
         recover::require_schema(settings, &control).await?;
 
+        // Not the bulk connection: it writes to the outbox too, when it expands markers.
         let mut own = Vec::new();
-        for link in [&control, &work, &bulk] {
+        for link in [&control, &work] {
             let row = link.client().query_one("select pg_backend_pid()", &[]);
             own.push(
                 link.call("opening a session", 2, Place::Own, row)
@@ -175,10 +176,16 @@ impl Session {
         let settler = Settler::open(settings, &control).await?;
         let watch = Watch::open(settings);
         let examiner = Examiner::open(settings);
+        let expander = Expander::open(settings);
         let work = Reader::open(settings, work).await?;
         let bulk = Reader::open(settings, bulk).await?;
+        // This only saves time later, and must not take it from the lease: nobody renews that yet.
+        let until = Instant::now() + settings.lease_ttl / 4;
         for sync in syncs {
             for reader in [&work, &bulk] {
+                if Instant::now() >= until {
+                    break;
+                }
                 match reader.warm(sync).await {
                     Err(error) if matches!(error.kind(), Kind::Connection | Kind::Refused) => {
                         return Err(error);
@@ -198,6 +205,7 @@ impl Session {
             settler,
             watch,
             examiner,
+            expander,
             epoch,
             syncs,
         };
@@ -306,6 +314,24 @@ impl Session {
     /// `Connection`, `Transient`, `Fenced`, `Refused`.
     pub async fn advance_backfill(&self, sync: SyncId, to: &BackfillStep) -> Result<(), Error> {
         self.bulk.advance(self.epoch, self.sync(sync)?, to).await
+    }
+
+    /// Writes the next keys of each marker into the outbox, at most `limit` of each, and the markers'
+    /// positions: one fenced transaction.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`; `Relation` where the related table is not
+    /// configured or its columns cannot be read, `Row` for values that do not fit them.
+    pub async fn expand(
+        &self,
+        sync: SyncId,
+        markers: &[Marker],
+        limit: usize,
+    ) -> Result<Expanded, Error> {
+        let (link, sync) = (self.bulk.link(), self.sync(sync)?);
+        self.expander
+            .expand(link, self.epoch, sync, markers, limit)
+            .await
     }
 
     /// Numbers for metrics.

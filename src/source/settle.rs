@@ -9,7 +9,7 @@ use tokio_postgres::Statement;
 
 use super::error::{Error, Place};
 use super::link::Link;
-use super::triggers::{JUDGED, key_json};
+use super::triggers::{JUDGED, key_json, related_json};
 use super::{Settings, SyncSource};
 use crate::change::{Epoch, KvName, OutboxId, SyncId};
 use crate::ledger::{Backfill, BackfillPhase, SettleRequest};
@@ -76,7 +76,7 @@ pub(crate) struct Settler {
 
 impl Settler {
     pub(crate) async fn open(settings: &Settings, link: &Link) -> Result<Self, Error> {
-        let wanted = "wanted(name, relation, key) as (select $2::text, $5::text, $6::text)";
+        let wanted = "wanted(name, relation, key, related) as (select $2::text, $5::text, $6::text, $7::text)";
         let start = format!("with {wanted}, judged as materialized ({JUDGED}), {START_BACKFILL}");
         let (settle, start) = (settings.sql(SETTLE), settings.sql(&start));
         let client = link.client();
@@ -182,6 +182,7 @@ impl Settler {
                         &markers,
                         &sync.table,
                         &key_json(sync),
+                        &related_json(sync),
                     ],
                 ),
             )

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
 
+mod documents;
 mod letters;
 mod verify;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pg2kv::change::{Batch, ContentHash, Document, KvName, Outcome, Value, fingerprint};
+use pg2kv::change::{Batch, ContentHash, Document, Expiry, KvName, Outcome, Value, fingerprint};
 use pg2kv::document::content_hash;
 use pg2kv::emulator::faults::Fault;
 use pg2kv::emulator::pair::Pair;
@@ -36,7 +36,7 @@ impl Place {
             None => Batch::Delete(vec![name]),
             Some(value) => {
                 let value = Value::Text(Bytes::from(value));
-                let hash: ContentHash = content_hash(&value, None, "");
+                let hash: ContentHash = content_hash(&value, Expiry::Never, "");
                 let metadata = if ours {
                     format!("{{\"pg2kv\":\"{hash}\"}}")
                 } else {

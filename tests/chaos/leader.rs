@@ -13,7 +13,7 @@ use crate::support::world::World;
 /// As the tests configure it.
 const TTL: Duration = Duration::from_secs(2);
 /// What a loaded machine may add.
-const SLACK: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(8);
 
 /// A leader and a standby.
 async fn pair() -> (World, Node, Node) {

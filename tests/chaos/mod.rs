@@ -3,8 +3,10 @@
 // Clippy takes these for code outside tests.
 #![allow(clippy::unwrap_used)]
 
+mod backlog;
 mod leader;
 mod nemesis;
+mod promotion;
 mod steps;
 
 use crate::support::process::Process;
@@ -21,7 +23,7 @@ const NOTES: Plan = Plan {
         namespace: NAMESPACE,
         oracle: "select 'note:' || id, json_build_object('text', text)::text from public.note",
     }],
-    settings: &[],
+    settings: &[("lease.ttl", "2s")],
     limits: None,
 };
 

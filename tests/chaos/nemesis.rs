@@ -18,7 +18,7 @@ use super::Node;
 use crate::support::load::{SYNCS, TABLES, Writer};
 use crate::support::process::LEADS;
 use crate::support::proxy::Mode;
-use crate::support::wait::{say, seed};
+use crate::support::wait::{self, say, seed};
 use crate::support::world::{Plan, TOKEN, World};
 
 const WRITERS: usize = 3;
@@ -29,6 +29,7 @@ const PLAN: Plan = Plan {
     sql: TABLES,
     syncs: SYNCS,
     settings: &[
+        ("lease.ttl", "2s"),
         ("kv.request_timeout", "1s"),
         ("retry.late_write_window", "2500ms"),
         ("backfill.chunk", "50"),
@@ -85,12 +86,15 @@ async fn it_converges_after_chaos() {
         world.number("select epoch from pg2kv.lease").await,
     ));
     // One leads, and both are well enough to say farewell.
-    let mut leaders = 0;
-    for node in [&left, &right] {
-        let (_, text) = node.daemon.get("/readyz").await;
-        leaders += usize::from(text.starts_with("ok: leading"));
-    }
-    assert_eq!(leaders, 1);
+    wait::until("exactly one to lead", async || {
+        let mut leaders = 0;
+        for node in [&left, &right] {
+            let (_, text) = node.daemon.get("/readyz").await;
+            leaders += usize::from(text.starts_with("ok: leading"));
+        }
+        (leaders == 1).then_some(())
+    })
+    .await;
     left.daemon.stop().await;
     right.daemon.stop().await;
 }

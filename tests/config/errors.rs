@@ -241,14 +241,14 @@ const CASES: &[Case] = &[
         "user",
         "error: sync.users.key = \"user\" holds no column
   where: FILE, line 9
-  help: put the column that tells rows apart in braces: \"user:{id}\"",
+  help: put the column that tells rows apart in braces: \"user:{id}\"; or set collect, for one document of all rows",
     ),
     replace(
         "user:{id}",
         "user:{id",
         "error: sync.users.key = \"user:{id\" holds no column
   where: FILE, line 9
-  help: put the column that tells rows apart in braces: \"user:{id}\"",
+  help: put the column that tells rows apart in braces: \"user:{id}\"; or set collect, for one document of all rows",
     ),
     replace(
         "user:{id}",

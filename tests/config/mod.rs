@@ -1,8 +1,10 @@
 //! Configuration and command line, as an operator meets them.
 
 mod cli;
+mod documents;
 mod errors;
 mod example;
+mod related;
 mod secrets;
 mod sources;
 mod verbs;

@@ -163,7 +163,7 @@ async fn install_then_check_then_status_then_resync() {
     assert_eq!(users["waiting"], 3);
     assert!(users["oldest_wait_seconds"].as_f64().unwrap() >= 0.0);
 
-    let resync = place.pg2kv(&["resync", "users"]).await;
+    let resync = place.pg2kv(&["resync", "users", "--no-wait"]).await;
     assert!(resync.status.success(), "{}", text(&resync.stderr));
     let markers = client
         .query_one(

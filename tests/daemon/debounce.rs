@@ -50,7 +50,7 @@ async fn a_hot_key_is_written_once_a_second_and_ends_right() {
     }
     // It never was quiet, and was not kept waiting for that.
     assert!(
-        (4..=7).contains(&writes.len()),
+        (3..=7).contains(&writes.len()),
         "{} writes of {changes} changes",
         writes.len()
     );
@@ -69,8 +69,8 @@ async fn leading_sends_an_idle_key_at_once_and_debounces_what_follows() {
     let world = World::start(Plan {
         settings: &[
             ("queue.leading", "true"),
-            ("queue.quiet", "1500ms"),
-            ("queue.max_wait", "3s"),
+            ("queue.quiet", "5s"),
+            ("queue.max_wait", "10s"),
         ],
         ..PLAN
     })
@@ -85,7 +85,7 @@ async fn leading_sends_an_idle_key_at_once_and_debounces_what_follows() {
         world.has("note:1", Some(r#"{"text":"first"}"#)).await;
     })
     .await;
-    assert!(first < Duration::from_millis(1_000), "{first:?}");
+    assert!(first < Duration::from_millis(4_500), "{first:?}");
     for n in 1..=20 {
         world
             .sql(&format!("update public.note set text = 'change {n}'"))
@@ -95,7 +95,7 @@ async fn leading_sends_an_idle_key_at_once_and_debounces_what_follows() {
     let writes = writes(&world, "note:1");
     assert_eq!(writes.len(), 2);
     let apart = writes[1].at - writes[0].at;
-    assert!(apart >= Duration::from_millis(1_400), "{apart:?}");
+    assert!(apart >= Duration::from_millis(4_900), "{apart:?}");
     daemon.stop().await;
 }
 

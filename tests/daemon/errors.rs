@@ -5,6 +5,7 @@ use pg2kv::throwaway::Stop;
 use reqwest::Method;
 
 use super::{DOCS, world};
+use crate::support::postgres::connect;
 use crate::support::wait;
 use crate::support::world::TOKEN;
 
@@ -87,6 +88,33 @@ async fn a_column_or_the_privilege_to_read_it_goes_and_comes_back() {
         world.sql(mends).await;
         world.converges().await;
     }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_somebody_has_locked_holds_its_sync_and_no_other() {
+    let world = world().await;
+    let mut locker = connect(&world.postgres.admin_url()).await;
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("lock table public.doc in access exclusive mode")
+        .await
+        .unwrap();
+    let daemon = world.daemon();
+    daemon.leads().await;
+    world
+        .sql("insert into public.note values (1, 'flows')")
+        .await;
+    let line = daemon.logged("sync on hold; the others flow").await;
+    assert!(line.contains("\"sync\":\"doc\""), "{line}");
+    assert!(line.contains("has locked the table"), "{line}");
+    world.has("note:1", Some(r#"{"text":"flows"}"#)).await;
+    lock.execute("insert into public.doc values ('a', 'waits')", &[])
+        .await
+        .unwrap();
+    lock.commit().await.unwrap();
+    daemon.logged("sync flows again").await;
+    world.converges().await;
+    assert_eq!(daemon.count("this process leads"), 1);
     daemon.stop().await;
 }
 

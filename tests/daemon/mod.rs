@@ -5,12 +5,18 @@
 
 mod audit;
 mod brake;
+mod collect;
 mod debounce;
 mod doctor;
 mod errors;
+mod follow;
 mod kill;
+mod large;
+mod limits;
 mod ops;
 mod poison;
+mod related;
+mod replication;
 mod resync;
 mod secrets;
 mod shutdown;

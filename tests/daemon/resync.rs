@@ -6,8 +6,9 @@ use pg2kv::emulator::faults::Fault;
 use pg2kv::emulator::route::Operation;
 use reqwest::Method;
 
-use super::{bulk_writes, world};
-use crate::support::world::{NAMESPACE, World};
+use super::{PLAN, bulk_writes, world};
+use crate::support::load::{SYNCS, TABLES};
+use crate::support::world::{NAMESPACE, Plan, World};
 
 /// A pair under the notes' prefix that somebody else wrote.
 const FOREIGN: &str = "note:somebody-elses";
@@ -53,6 +54,37 @@ async fn truncate_empties_our_keys_and_no_others() {
         .await;
     world.converges_but_for(&foreign).await;
     assert_eq!(world.kv.snapshot(NAMESPACE).len(), 21 + 2);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_that_comes_or_goes_is_seen_by_a_resync() {
+    let world = World::start(Plan {
+        sql: TABLES,
+        syncs: SYNCS,
+        ..PLAN
+    })
+    .await;
+    let daemon = world.daemon();
+    daemon.leads().await;
+    world.converges().await;
+    world
+        .sql(
+            "create table public.event_sa (like public.event);
+             insert into public.event_sa values ('sa', 1, 1), ('sa', 2, 2);
+             alter table public.event attach partition public.event_sa for values in ('sa');
+             alter table public.event detach partition public.event_us",
+        )
+        .await;
+    world.sql("select pg2kv.resync('event')").await;
+    world.converges().await;
+    assert!(world.value("event:sa:1").is_some());
+    // What has come is watched like the others, what has gone is not.
+    world
+        .sql("update public.event_sa set v = 3; update public.event_us set v = 3")
+        .await;
+    world.has("event:sa:2", Some(r#"{"v":3}"#)).await;
+    world.converges().await;
     daemon.stop().await;
 }
 
@@ -104,7 +136,8 @@ async fn a_resync_repairs_missing_stale_and_left_over_keys() {
     tamper(&world, Method::DELETE, "note:10", "").await;
     assert_eq!(world.differences().await.len(), 5);
 
-    world.sql("select pg2kv.resync('note')").await;
+    let resync = super::follow::resync(&world, &[]).await;
+    assert!(resync.status.success(), "{resync:?}");
     world
         .converges_but_for(&["left over in KV: note:somebody-elses"])
         .await;

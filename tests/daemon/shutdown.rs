@@ -7,9 +7,13 @@ use pg2kv::emulator::route::Operation;
 use pg2kv::throwaway::Stop;
 use rustix::process::Signal;
 
-use super::{bulk_writes, timed, world};
+use super::{PLAN, bulk_writes, timed, world};
 use crate::support::process::{LEADS, STANDS_BY};
 use crate::support::wait;
+use crate::support::world::{Plan, World};
+
+/// Well below the lease and the grace, 10 s each, and what a loaded machine may need all the same.
+const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn sigterm_finishes_what_is_in_flight_and_a_standby_takes_over() {
@@ -54,11 +58,7 @@ async fn sigterm_finishes_what_is_in_flight_and_a_standby_takes_over() {
     );
     assert_eq!(world.number("select count(*) from pg2kv.claim where 'note' = sync and 1 = any (select (unnest(keys) ->> 0)::int)").await, 0);
     standby.leads().await;
-    assert!(
-        gone.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        gone.elapsed()
-    );
+    assert!(gone.elapsed() < SOON, "{:?}", gone.elapsed());
     world.converges().await;
     assert_eq!(standby.count(LEADS), 1);
     standby.stop().await;
@@ -84,7 +84,7 @@ async fn a_second_signal_exits_at_once_and_loses_nothing() {
     let mut code = None;
     let took = timed(async { code = daemon.ended().await.code() }).await;
     assert_eq!(code, Some(1));
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < SOON, "{took:?}");
     assert_eq!(world.number("select count(*) from pg2kv.claim").await, 1);
 
     world.kv.faults().clear();
@@ -94,7 +94,7 @@ async fn a_second_signal_exits_at_once_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn an_idle_daemon_or_one_without_postgres_stops_within_a_second() {
+async fn an_idle_daemon_or_one_without_postgres_stops_at_once() {
     let mut world = world().await;
     for signal in [Signal::TERM, Signal::INT] {
         let mut daemon = world.daemon();
@@ -102,19 +102,23 @@ async fn an_idle_daemon_or_one_without_postgres_stops_within_a_second() {
         world.quiet().await;
         daemon.signal(signal);
         let took = timed(async { assert!(daemon.ended().await.success()) }).await;
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(took < SOON, "{took:?}");
     }
     world.stop_postgres(Stop::Fast).await;
     let mut daemon = world.daemon();
     daemon.logged("no session with Postgres").await;
     daemon.signal(Signal::TERM);
     let took = timed(async { assert!(daemon.ended().await.success()) }).await;
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < SOON, "{took:?}");
 }
 
 #[tokio::test]
 async fn what_does_not_finish_within_the_grace_is_left_to_the_next() {
-    let world = world().await;
+    let world = World::start(Plan {
+        settings: &[("kv.request_timeout", "30s")],
+        ..PLAN
+    })
+    .await;
     let mut settings = world.settings();
     settings.insert("shutdown.grace".to_owned(), "500ms".to_owned());
     let mut daemon = world.daemon_with("short", &settings);
@@ -130,7 +134,7 @@ async fn what_does_not_finish_within_the_grace_is_left_to_the_next() {
     bulk_writes(&world, 1).await;
     daemon.signal(Signal::TERM);
     let took = timed(async { assert!(daemon.ended().await.success()) }).await;
-    assert!(took < Duration::from_millis(1_500), "{took:?}");
+    assert!(took < SOON, "{took:?}");
     world.kv.faults().clear();
     let next = world.daemon();
     world.converges().await;

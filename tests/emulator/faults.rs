@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use super::{DEADLINE, NAMESPACE, Rig, pairs, send, try_send};
 
 /// How much later a late write lands.
-const LATE: Duration = Duration::from_millis(250);
+const LATE: Duration = Duration::from_millis(2_000);
 /// Long enough for a reply to come over loopback, short enough to wait for one that must not come.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_millis(1_000);
 
 async fn unlimited() -> Rig {
     Rig::with(Options {
@@ -183,7 +183,7 @@ async fn applied_but_never_answered() {
 async fn a_late_write_lands_over_a_newer_one() {
     for late in [
         Fault::hang_then_apply(LATE),
-        Fault::status(500).effect(Effect::AfterMs(250)),
+        Fault::status(500).effect(Effect::AfterMs(2_000)),
     ] {
         // With the limit on: a late write was accepted before and is not refused when it lands.
         let rig = Rig::with(Options {
@@ -196,7 +196,7 @@ async fn a_late_write_lands_over_a_newer_one() {
         let old = rig
             .request(Method::PUT, "/bulk")
             .body(pairs(["k"], "old").to_string());
-        match old.timeout(Duration::from_millis(100)).send().await {
+        match old.timeout(PATIENCE).send().await {
             Ok(reply) => assert_eq!(reply.status(), 500),
             Err(error) => assert!(error.is_timeout(), "{error}"),
         }

@@ -262,7 +262,7 @@ async fn silence_ends_in_a_timeout() {
     ] {
         let server = Server::once(script).await;
         let mut settings = settings(server.base_url());
-        settings.request_timeout = Duration::from_millis(200);
+        settings.request_timeout = Duration::from_millis(500);
         let client = pg2kv::sink::kv::KvClient::new(settings).unwrap();
         let answer = send(&client, &large_put()).await;
         assert_eq!(answer.outcome, Ambiguous(Timeout), "{what}");

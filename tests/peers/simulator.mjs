@@ -1,12 +1,15 @@
 // Cloudflare's own local simulator (Miniflare), serving its KV REST API until standard input ends.
 //
-// argv[2]: JSON {"kv": {BINDING: namespace id}, "script"?: text of a Worker, "persist"?: directory}
+// argv[2]: JSON {"kv": {BINDING: namespace id}, "script"?: text of a Worker, "around"?: text of a
+//          Worker that gets the requests instead and imports the first one as "./script.mjs",
+//          "date"?: compatibility date, "persist"?: directory}
 // stdout: one line {"worker": URL, "api": URL}
 
 import { convertV4MiniflareOptions, Miniflare } from "miniflare";
 
-const { kv, script, persist } = JSON.parse(process.argv[2]);
+const { kv, script, around, date, persist } = JSON.parse(process.argv[2]);
 const idle = 'export default { fetch() { return new Response("no Worker", { status: 404 }); } };';
+const module = (path, contents) => ({ type: "ESModule", path, contents });
 
 const options = convertV4MiniflareOptions({
   name: "worker",
@@ -15,10 +18,10 @@ const options = convertV4MiniflareOptions({
   cf: false,
   telemetry: { enabled: false },
   unsafeLocalExplorer: true,
-  modules: true,
-  compatibilityDate: "2026-04-01",
+  modulesRoot: "/",
+  modules: [...(around ? [module("/around.mjs", around)] : []), module("/script.mjs", script ?? idle)],
+  compatibilityDate: date ?? "2026-04-01",
   kvNamespaces: kv,
-  script: script ?? idle,
 });
 const simulator = new Miniflare(persist ? { ...options, resourcePersistencePath: persist } : options);
 const worker = new URL(await simulator.ready);

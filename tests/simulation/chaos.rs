@@ -7,6 +7,7 @@ use pg2kv::ledger::FailureKind;
 use pg2kv::relay::{Effect, Event, Phase};
 
 use super::checks::Checked;
+use super::database::related::GROUPS;
 use super::database::{Place, Row};
 use super::kv::{Gone, micros};
 use super::plan::REQUEST_TIMEOUT;
@@ -54,6 +55,7 @@ enum Step {
     Write,
     Settle,
     StartBackfill,
+    Expand,
 }
 
 impl World {
@@ -65,6 +67,7 @@ impl World {
             Effect::Write { .. } => Step::Write,
             Effect::Settle(_) => Step::Settle,
             Effect::StartBackfill { .. } => Step::StartBackfill,
+            Effect::Expand { .. } => Step::Expand,
             _ => return,
         };
         let Some(trap) = self.processes[process].trap.filter(|trap| trap.at == step) else {
@@ -151,6 +154,10 @@ impl World {
         if faults.truncates && self.rng.u32(..150) == 0 {
             let (sync, empty) = (self.rng.usize(..self.syncs()), self.rng.bool());
             self.database.begin_everything(self.now, id, sync, empty);
+        } else if faults.related && self.rng.u32(..12) == 0 {
+            let of = (self.rng.usize(..self.syncs()), self.rng.usize(..GROUPS));
+            let content = self.rng.u32(..self.plan.contents);
+            self.database.begin_related(self.now, id, of, content);
         } else {
             let mut changes: Vec<(Place, Option<Row>, u32)> = Vec::new();
             for _ in 0..self.rng.u32(1..=3) {
@@ -276,6 +283,7 @@ impl World {
                     Step::Write,
                     Step::Settle,
                     Step::StartBackfill,
+                    Step::Expand,
                 ];
                 let at = steps[self.rng.usize(..steps.len())];
                 match pause {

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use pg2kv::change::{Mono, Outcome};
+use pg2kv::change::{Mono, Outcome, Rendered};
 use pg2kv::ledger::ClaimRequest;
 use pg2kv::queue::budget;
-use pg2kv::relay::{BatchId, RequestId};
+use pg2kv::relay::{BatchId, RequestId, brake};
 
 use super::database::{Address, Database, Place, Wanted, number, wanted};
 use super::kv::Kv;
@@ -20,6 +20,11 @@ pub(super) struct Term {
     requests: BTreeMap<RequestId, Vec<Place>>,
     answered: BTreeMap<Place, Mono>,
     silent_until: Mono,
+    /// When a row was last found gone, unless somebody had approved of deletes then.
+    found_gone: BTreeMap<Place, Mono>,
+    /// Of those that were deleted: when that was first decided.
+    deleted: BTreeMap<Place, Mono>,
+    approved_until: Mono,
     /// Keys of claims that were found at the election.
     pub(super) recovered: usize,
 }
@@ -35,8 +40,62 @@ impl Term {
         Ok(())
     }
 
-    pub(super) fn prepared(&mut self, batch: BatchId) {
-        self.leave_all(batch);
+    pub(super) fn prepared(&mut self, now: Mono, batch: BatchId, read: &[Rendered]) {
+        let places = self.batches.remove(&batch).unwrap_or_default();
+        for place in &places {
+            self.busy.remove(place);
+        }
+        for (place, rendered) in places.into_iter().zip(read) {
+            if matches!(rendered, Rendered::Delete(_)) && now >= self.approved_until {
+                self.found_gone.insert(place, now);
+            } else {
+                self.found_gone.remove(&place);
+            }
+        }
+    }
+
+    /// A person approved of deletes until this moment at the latest.
+    pub(super) fn approved(&mut self, until: Mono) {
+        self.approved_until = self.approved_until.max(until);
+    }
+
+    /// No more deletes may be decided on within the window than the brake lets go. A tenth of the
+    /// window may be forgotten at once.
+    pub(super) fn deletes(
+        &mut self,
+        request: RequestId,
+        keys: usize,
+        brake: brake::Settings,
+    ) -> Checked {
+        if brake.count == 0 {
+            return Ok(());
+        }
+        let places = self.requests.get(&request).into_iter().flatten();
+        for place in places {
+            if let Some(at) = self.found_gone.get(place) {
+                self.deleted.entry(*place).or_insert(*at);
+            }
+        }
+        let window = brake.window.mul_f64(0.9);
+        let limit = (brake.count as f64).max(brake.share * keys as f64);
+        for ((sync, _), end) in &self.deleted {
+            let within = self
+                .deleted
+                .iter()
+                .filter(|((of, _), at)| of == sync && *at <= end && end.since(**at) < window);
+            let count = within.count();
+            if count as f64 > limit {
+                return Err(format!(
+                    "{count} keys of sync {sync} are deleted within {window:?}, {limit} may be"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys of requests that were sent and are not answered.
+    pub(super) fn on_their_way(&self) -> impl Iterator<Item = Place> {
+        self.requests.values().flatten().copied()
     }
 
     pub(super) fn write(&mut self, now: Mono, request: RequestId, places: Vec<Place>) -> Checked {
@@ -94,12 +153,6 @@ impl Term {
             }
         }
         Ok(())
-    }
-
-    fn leave_all(&mut self, batch: BatchId) {
-        for place in self.batches.remove(&batch).unwrap_or_default() {
-            self.busy.remove(&place);
-        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! Knows nothing of the relay's reasons, latencies or faults: `world` calls it at the moment at which
 //! a statement takes effect.
 
+pub(super) mod related;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -81,6 +83,8 @@ pub(super) struct Durable {
     outbox: BTreeMap<i64, OutboxRow>,
     /// Those that ask for a write whatever is known.
     again: BTreeSet<i64>,
+    /// Outbox rows without a key that stand for a group.
+    related: BTreeMap<i64, (usize, related::Group)>,
     /// Outbox rows of each key.
     waiting: Vec<Vec<u32>>,
     /// Outbox rows that stand for everything.
@@ -108,6 +112,7 @@ struct Session {
 struct Transaction {
     changes: Vec<(i64, Place, Option<Row>, Mono)>,
     markers: Vec<(i64, usize, bool, Mono)>,
+    related: Vec<related::Change>,
     rings: bool,
 }
 
@@ -149,6 +154,7 @@ impl Database {
                 rows: vec![vec![None; keys]; syncs],
                 outbox: BTreeMap::new(),
                 again: BTreeSet::new(),
+                related: BTreeMap::new(),
                 waiting: zeros.clone(),
                 markers: vec![0; syncs],
                 claims: BTreeMap::new(),
@@ -207,6 +213,7 @@ impl Database {
         });
         durable.waiting[sync][key] > 0
             || durable.markers[sync] > 0
+            || durable.is_related(place)
             || durable.claimed[sync][key] > 0
             || durable.dead.contains_key(&place)
             || !durable.backfilled[sync]
@@ -294,6 +301,9 @@ impl Database {
             }
             let key = None;
             self.durable.insert(outbox_id, OutboxRow { sync, key, at });
+        }
+        for change in transaction.related {
+            places.extend(self.commit_related(change));
         }
         (places, transaction.rings)
     }
@@ -441,8 +451,7 @@ impl Database {
     }
 
     pub(super) fn has_writers(&self) -> bool {
-        let holds = |one: &Transaction| !one.changes.is_empty() || !one.markers.is_empty();
-        self.transactions.values().any(holds)
+        self.transactions.values().any(Transaction::writes)
     }
 
     pub(super) fn fetch(&mut self, now: Mono, address: Address, limit: usize) -> Reply<Fetched> {
@@ -465,7 +474,7 @@ impl Database {
             let what = match row.key {
                 Some(key) if again => Changed::Again(self.keys[row.sync][key].clone()),
                 Some(key) => Changed::Key(self.keys[row.sync][key].clone()),
-                None => Changed::Everything,
+                None => self.durable.asked(*id),
             };
             fetched.changes.push(Change {
                 id: OutboxId(*id),
@@ -646,7 +655,7 @@ impl Durable {
     fn insert(&mut self, id: i64, row: OutboxRow) {
         match row.key {
             Some(key) => self.waiting[row.sync][key] += 1,
-            None => self.markers[row.sync] += 1,
+            None => self.markers[row.sync] += u32::from(!self.related.contains_key(&id)),
         }
         self.outbox.insert(id, row);
     }
@@ -655,7 +664,7 @@ impl Durable {
         if let Some(row) = self.outbox.remove(&id) {
             match row.key {
                 Some(key) => self.waiting[row.sync][key] -= 1,
-                None => self.markers[row.sync] -= 1,
+                None => self.markers[row.sync] -= u32::from(self.related.remove(&id).is_none()),
             }
         }
     }

@@ -56,6 +56,12 @@ pub(super) enum Mutant {
     AgainIsKey,
     /// An audit finds what has drifted, but nothing comes of it.
     AuditOnlyLooks,
+    /// Deletes go, however many, though nobody approved.
+    BrakeIgnored,
+    /// What was on its way to KV when a backfill began is not looked at again.
+    OutdatedNotReadAgain,
+    /// The marker of a related row is deleted before all of its keys are recorded.
+    MarkerEndsEarly,
 }
 
 impl Mutant {
@@ -65,7 +71,7 @@ impl Mutant {
     }
 }
 
-pub(super) const ALL: [Mutant; 26] = [
+pub(super) const ALL: [Mutant; 29] = [
     Mutant::ClaimsNotPersisted,
     Mutant::AmbiguousIsWritten,
     Mutant::ThrottledIsWritten,
@@ -92,4 +98,7 @@ pub(super) const ALL: [Mutant; 26] = [
     Mutant::NoBudget,
     Mutant::AgainIsKey,
     Mutant::AuditOnlyLooks,
+    Mutant::BrakeIgnored,
+    Mutant::OutdatedNotReadAgain,
+    Mutant::MarkerEndsEarly,
 ];

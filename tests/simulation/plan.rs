@@ -44,6 +44,8 @@ pub(super) struct Faults {
     pub(super) short_reads: bool,
     /// Somebody else writes to KV.
     pub(super) tampers: bool,
+    /// Rows of related tables change.
+    pub(super) related: bool,
 }
 
 /// What a seed does.
@@ -58,6 +60,8 @@ pub(super) struct Plan {
     pub(super) gap: Duration,
     /// One in this many transactions changes key 0 of sync 0.
     pub(super) hot: u32,
+    /// While there are faults nobody approves of deletes, and what is deleted is counted.
+    pub(super) nobody_approves: bool,
     /// How long faults and writers go on.
     pub(super) chaos: Duration,
     pub(super) faults: Faults,
@@ -75,13 +79,14 @@ impl Plan {
         };
         // Of its own, so that what else a seed does stays the same.
         let mut brakes = fastrand::Rng::with_seed(rng.clone().u64(..));
-        let braked = !calm && brakes.u32(..4) == 0;
+        let braked = !calm && (brakes.u32(..4) == 0 || aim == Some(Mutant::BrakeIgnored));
         let millis = |ms: u64| Duration::from_millis(ms);
         let pick = |rng: &mut fastrand::Rng, of: &[u64]| of[rng.usize(..of.len())];
         let mut others = fastrand::Rng::with_seed(!rng.clone().u64(..));
         let scarce = aim == Some(Mutant::NoBudget) || (!calm && rng.u32(..12) == 0);
         let tampers =
             !calm && !scarce && (aim.is_some_and(Mutant::is_of_audits) || others.u32(..4) == 0);
+        let related = aim == Some(Mutant::MarkerEndsEarly) || others.u32(..3) == 0;
         let syncs = rng.usize(1..=2);
         let keys = if calm {
             rng.usize(2..=8)
@@ -154,6 +159,7 @@ impl Plan {
             } else {
                 rng.u32(2..=10)
             },
+            nobody_approves: aim == Some(Mutant::BrakeIgnored),
             chaos: Duration::from_secs(if scarce {
                 400
             } else if calm {
@@ -165,11 +171,13 @@ impl Plan {
                 Faults {
                     late_commits: aim != Some(Mutant::NoWaitCap) && rng.bool(),
                     aborts: rng.bool(),
+                    related,
                     ..Faults::default()
                 }
             } else {
                 Faults {
                     tampers,
+                    related,
                     ..Faults::draw(rng, aim)
                 }
             },
@@ -185,6 +193,7 @@ impl Plan {
             Some(Mutant::NoKeyInterval) => settings.queue.key_interval = Duration::ZERO,
             Some(Mutant::NoLateWindow) => settings.late_write_window = Duration::ZERO,
             Some(Mutant::NoBudget) => settings.budget.requests_per_window = 0,
+            Some(Mutant::BrakeIgnored) => settings.brake.count = 0,
             _ => {}
         }
         settings
@@ -258,6 +267,7 @@ impl Faults {
             unexpected: on(),
             short_reads: on(),
             tampers: false,
+            related: false,
         };
         // A variant can only be caught where its fault happens.
         match mutant {
@@ -274,7 +284,11 @@ impl Faults {
             Some(Mutant::FenceIgnored | Mutant::TrustForEver) => faults.pauses = true,
             Some(Mutant::GivesUpEarly) => faults.slow_kv = true,
             Some(Mutant::FetchMissesLateCommits) => faults.late_commits = true,
-            Some(Mutant::MarkerWithoutBackfill) => faults.truncates = true,
+            Some(Mutant::MarkerWithoutBackfill | Mutant::BrakeIgnored) => faults.truncates = true,
+            Some(Mutant::OutdatedNotReadAgain) => {
+                faults.truncates = true;
+                faults.slow_kv = true;
+            }
             Some(Mutant::IdentityIgnored) => faults.failovers = true,
             Some(Mutant::LostReplyIsRollback) => faults.lost_replies = true,
             Some(Mutant::NamespaceGoneIsThrottled) => faults.gone = true,

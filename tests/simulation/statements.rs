@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pg2kv::change::{ClaimId, Epoch, Mono, OutboxId, SyncId};
 use pg2kv::ledger::{
-    AuditFacts, BackfillStep, ClaimRequest, DeleteFacts, Failure, FailureKind, FetchMode,
+    AuditFacts, BackfillStep, ClaimRequest, DeleteFacts, Failure, FailureKind, FetchMode, Marker,
     SettleRequest,
 };
 use pg2kv::relay::{BatchId, Campaigned, Effect, Event, Recovered, SweepFailure};
@@ -19,7 +19,7 @@ use super::world::{What, World, failure};
 /// Names in one page of a list.
 pub(super) const LIST_PAGE: usize = 5;
 /// How long an approval of deletes lasts.
-const APPROVAL: Duration = Duration::from_secs(10);
+pub(super) const APPROVAL: Duration = Duration::from_secs(10);
 /// A statement of the daemon gives up after this long.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -77,6 +77,11 @@ pub(super) enum Job {
         sync: SyncId,
         step: BackfillStep,
     },
+    Expand {
+        sync: SyncId,
+        markers: Vec<Marker>,
+        limit: usize,
+    },
     Release,
 }
 
@@ -115,6 +120,10 @@ impl Job {
                 sync,
                 result: Err(failure),
             },
+            Self::Expand { sync, .. } => Event::Expanded {
+                sync,
+                result: Err(failure),
+            },
             Self::Release => Event::Released,
         }
     }
@@ -129,6 +138,7 @@ impl Job {
                 | Self::Compact(_)
                 | Self::Start { .. }
                 | Self::Advance { .. }
+                | Self::Expand { .. }
         )
     }
 }
@@ -170,6 +180,15 @@ impl World {
             },
             Effect::Walk { sync, after, limit } => Job::Walk { sync, after, limit },
             Effect::Advance { sync, step } => Job::Advance { sync, step },
+            Effect::Expand {
+                sync,
+                markers,
+                limit,
+            } => Job::Expand {
+                sync,
+                markers,
+                limit,
+            },
             Effect::Release => Job::Release,
             Effect::Write {
                 request,
@@ -414,6 +433,11 @@ impl World {
                     &reason,
                     &markers,
                 );
+                if self.is(Mutant::OutdatedNotReadAgain) && matches!(begun, Ok(Some(_))) {
+                    let on_their_way = self.processes[from.process].checks.on_their_way();
+                    let (sync, places) = (usize::from(sync.0), on_their_way);
+                    self.outdated.extend(places.filter(|(of, _)| *of == sync));
+                }
                 match begun {
                     Ok(Some(backfill)) => self.deliver(
                         from,
@@ -460,6 +484,20 @@ impl World {
                     },
                 );
             }
+            Job::Expand {
+                sync,
+                markers,
+                limit,
+            } => {
+                let of = usize::from(sync.0);
+                let result = if self.relation_broken[of] {
+                    Err(FailureKind::Relation)
+                } else {
+                    self.database.expand(from, of, &markers, limit)
+                };
+                let result = result.map_err(failure);
+                self.deliver(from, Event::Expanded { sync, result });
+            }
             Job::Release => {
                 self.database.close(from);
                 self.deliver(from, Event::Released);
@@ -487,6 +525,14 @@ impl World {
                     .map(|_| ()),
                 Job::Advance { sync, step } => {
                     self.database.advance(from, usize::from(sync.0), step)
+                }
+                Job::Expand {
+                    sync,
+                    markers,
+                    limit,
+                } => {
+                    let of = usize::from(sync.0);
+                    self.database.expand(from, of, markers, *limit).map(|_| ())
                 }
                 _ => Ok(()),
             };
@@ -550,7 +596,8 @@ impl World {
     /// A person approves of deletes now and then, and of all of them in the end.
     fn delete_facts(&mut self) -> Vec<DeleteFacts> {
         let braked = self.plan.settings.brake.count > 0;
-        let approved = braked && (self.healed || self.rng.u32(..10) == 0);
+        let some = braked && !self.healed && self.rng.u32(..10) == 0;
+        let approved = (some && !self.plan.nobody_approves) || (braked && self.healed);
         (0..self.syncs())
             .map(|sync| DeleteFacts {
                 sync: sync_id(sync),
@@ -577,9 +624,13 @@ impl World {
             return Err(FailureKind::Relation);
         }
         let mut rows = Vec::new();
-        for key in &request.keys {
+        for (index, key) in request.keys.iter().enumerate() {
             let place = (sync, number(key));
-            let row = self.database.row(place);
+            let mut row = self.database.row(place);
+            if self.outdated.remove(&place) && !request.claim.contains(&index) {
+                // Nothing but the backfill asks for it: whatever was written stays.
+                row = self.kv.get(place).map(Row::Good);
+            }
             let same = match super::database::wanted(row) {
                 super::database::Wanted::Pair(content) => self.kv.get(place) == Some(content),
                 super::database::Wanted::Nothing => self.kv.get(place).is_none(),

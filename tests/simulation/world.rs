@@ -1,21 +1,21 @@
 //! Virtual time: one heap of events, several processes that each run a relay, one database, one KV.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
-use pg2kv::change::Mono;
+use pg2kv::change::{Batch, Mono};
 use pg2kv::ledger::{Failure, FailureKind};
-use pg2kv::relay::{Effect, Event, Phase, Relay, SweepFailure};
+use pg2kv::relay::{Campaigned, Effect, Event, Phase, Recovered, Relay, SweepFailure};
 
 use super::chaos::{Fault, Trap};
 use super::checks::{self, Checked, Latency, Spent, Term};
-use super::database::{Address, Database, Durable};
+use super::database::{Address, Database, Durable, Place};
 use super::kv::{Kv, micros, pairs};
 use super::mutants::Mutant;
 use super::plan::Plan;
-use super::statements::{Job, LIST_PAGE};
+use super::statements::{APPROVAL, Job, LIST_PAGE};
 
 /// More events than this in one run are a busy loop.
 const EVENTS_MAX: u64 = 400_000;
@@ -118,6 +118,8 @@ pub(super) struct World {
     pub(super) file_token: u32,
     pub(super) healed: bool,
     pub(super) latency: Latency,
+    /// What was on its way when a backfill began, for the variant that forgets it.
+    pub(super) outdated: BTreeSet<Place>,
     trace: DefaultHasher,
     verbose: bool,
 }
@@ -159,6 +161,7 @@ impl World {
             file_token: 0,
             healed: false,
             latency: Latency::default(),
+            outdated: BTreeSet::new(),
             trace: DefaultHasher::new(),
             verbose: false,
             plan,
@@ -364,8 +367,9 @@ impl World {
             return Ok(());
         };
         let status = relay.status(now);
-        let braked = status.syncs.iter().filter_map(|sync| sync.deletes_held);
-        let bound = bound + braked.map(|held| held.keys).sum::<usize>();
+        // Deletes that a brake holds take no room from the others, nor do they when it lets them go.
+        let braked = settings.brake.count > 0;
+        let bound = bound + if braked { settings.queue.keys_max } else { 0 };
         let held = status.queue_keys;
         if held > bound {
             return Err(format!(
@@ -405,6 +409,10 @@ impl World {
             Effect::Write { request, batch, .. } => {
                 let places = pairs(batch).into_iter().map(|(place, _)| place).collect();
                 state.checks.write(now, *request, places)?;
+                if self.plan.nobody_approves && matches!(batch, Batch::Delete(_)) {
+                    let (keys, brake) = (self.plan.keys, self.plan.settings.brake);
+                    state.checks.deletes(*request, keys, brake)?;
+                }
                 state.spent.one(now, limit)?;
             }
             Effect::Sweep { .. } | Effect::AllowPage => {
@@ -430,7 +438,16 @@ impl World {
         let now = self.now;
         let checks = &mut self.processes[process].checks;
         match event {
-            Event::Prepared { batch, .. } => checks.prepared(*batch),
+            Event::Prepared { batch, read, .. } => {
+                checks.prepared(now, *batch, read.as_deref().unwrap_or_default());
+            }
+            Event::DeletesAsked { facts, .. }
+            | Event::Campaigned(Campaigned::Elected {
+                recovered: Recovered { deletes: facts, .. },
+                ..
+            }) if facts.iter().any(|fact| fact.approved_for.is_some()) => {
+                checks.approved(now + APPROVAL);
+            }
             Event::Answered {
                 request, answer, ..
             } => checks.answered(now, *request, &answer.outcome),

@@ -6,5 +6,7 @@ pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;
+pub(crate) mod terminal;
 pub(crate) mod wait;
+pub(crate) mod worker;
 pub(crate) mod world;

@@ -1,4 +1,4 @@
-//! Programs of others that run on Node: installed once, run as child processes.
+//! Programs that run on Node: installed once, run as child processes.
 //!
 //! Owns `tests/peers`, and the packages of `deploy/grafana/source`: their lock files name every package, Node
 //! itself among them. Only the first installation needs an `npm`, and with it any Node. Knows nothing
@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// Longest that a script may take to finish, or to get ready.
@@ -27,48 +28,23 @@ pub(crate) struct Peers {
 pub(crate) struct Service {
     /// What it printed when it was ready.
     pub(crate) ready: Value,
+    script: String,
+    lines: Lines<BufReader<ChildStdout>>,
+    errors: JoinHandle<String>,
     child: Child,
 }
 
 impl Peers {
-    /// Installs the packages unless they are. Of several processes one does it, the others wait.
+    /// Installs the packages unless they are.
     pub(crate) fn installed() -> Self {
         Self::installed_in("tests/peers")
     }
 
     /// The same for another directory of this repository.
     pub(crate) fn installed_in(directory: &str) -> Self {
-        let lock = format!("{}.lock", directory.replace('/', "-"));
+        let lock = directory.replace('/', "-");
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-        let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join(lock);
-        let lock = fs::File::create(&lock).unwrap();
-        flock(&lock, FlockOperation::LockExclusive).unwrap();
-
-        let wanted = fs::read_to_string(directory.join("package-lock.json")).unwrap();
-        let stamp = directory.join("node_modules/.installed-from.json");
-        if fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) {
-            // Not `npm ci`: it fails where a registry lacks a package that is optional and for
-            // another system, which the lock file then cannot name. Versions and hashes are the
-            // lock file's all the same, and it is not rewritten.
-            let npm = BlockingCommand::new("npm")
-                .args([
-                    "install",
-                    "--no-save",
-                    "--ignore-scripts",
-                    "--no-audit",
-                    "--no-fund",
-                ])
-                .current_dir(&directory)
-                .output()
-                .expect("npm is needed once to install tests/peers; install Node.js with npm");
-            let errors = String::from_utf8_lossy(&npm.stderr);
-            assert!(
-                npm.status.success(),
-                "npm install in {} failed: {errors}",
-                directory.display()
-            );
-            fs::write(&stamp, wanted).unwrap();
-        }
+        install(&directory, &lock);
         Self { directory }
     }
 
@@ -126,42 +102,103 @@ impl Peers {
         let mut child = self
             .command(script)
             .arg(input.to_string())
+            // Killed, it could not stop what it has started itself. A test that fails ends its
+            // standard input, and so does one that is killed.
+            .kill_on_drop(false)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        // Read all the time: a script whose standard error is full would wait for ever.
+        let mut stderr = child.stderr.take().unwrap();
+        let errors = tokio::spawn(async move {
+            let mut errors = Vec::new();
+            stderr.read_to_end(&mut errors).await.unwrap();
+            String::from_utf8_lossy(&errors).into_owned()
+        });
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = timeout(DEADLINE, lines.next_line()).await;
         let ready = ready
             .unwrap_or_else(|_| panic!("{script} does not get ready"))
             .unwrap();
         let Some(ready) = ready else {
-            let mut errors = String::new();
-            child
-                .stderr
-                .take()
-                .unwrap()
-                .read_to_string(&mut errors)
-                .await
-                .unwrap();
-            panic!("{script} ended at once: {errors}");
+            panic!("{script} ended at once: {}", errors.await.unwrap());
         };
         Service {
             ready: serde_json::from_str(&ready).unwrap(),
+            script: script.to_owned(),
+            lines,
+            errors,
             child,
         }
     }
 }
 
 impl Service {
-    /// Ends the script's standard input, and waits until it is gone. A test that fails before
-    /// drops the child, which kills it.
-    pub(crate) async fn stop(mut self) {
+    /// Gives the script a line of JSON, and returns the line that it replies with.
+    pub(crate) async fn ask(&mut self, command: &Value) -> Value {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        let line = format!("{command}\n");
+        stdin.write_all(line.as_bytes()).await.unwrap();
+        let reply = timeout(DEADLINE, self.lines.next_line()).await;
+        let reply = reply
+            .unwrap_or_else(|_| panic!("{} does not reply to {command}", self.script))
+            .unwrap();
+        match reply {
+            Some(reply) => serde_json::from_str(&reply).unwrap(),
+            None => panic!("{} ended at {command}", self.script),
+        }
+    }
+
+    /// Ends the script's standard input, waits until it is gone, and returns what it wrote to its
+    /// standard error.
+    pub(crate) async fn stop(mut self) -> String {
         drop(self.child.stdin.take());
         timeout(DEADLINE, self.child.wait())
             .await
             .expect("the script stops")
             .unwrap();
+        timeout(DEADLINE, self.errors)
+            .await
+            .expect("its children stop too")
+            .unwrap()
     }
+}
+
+/// Installs the packages that a directory's lock file names, unless they are. Of several processes
+/// one does it, the others wait. `name` tells directories apart.
+pub(crate) fn install(directory: &Path, name: &str) {
+    let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.lock"));
+    let lock = fs::File::create(&lock).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+
+    let wanted = fs::read_to_string(directory.join("package-lock.json")).unwrap();
+    let stamp = directory.join("node_modules/.installed-from.json");
+    if fs::read_to_string(&stamp).ok().as_ref() == Some(&wanted) {
+        return;
+    }
+    // Not `npm ci`: it fails where a registry lacks a package that is optional and for another
+    // system, which the lock file then cannot name. Versions and hashes are the lock file's all the
+    // same, and it is not rewritten.
+    let npm = BlockingCommand::new("npm")
+        .args([
+            "install",
+            "--no-save",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+        ])
+        .current_dir(directory)
+        .output();
+    let directory = directory.display();
+    let npm = npm.unwrap_or_else(|error| {
+        panic!("npm is needed once, for {directory}; install Node.js with npm: {error}")
+    });
+    let errors = String::from_utf8_lossy(&npm.stderr);
+    assert!(
+        npm.status.success(),
+        "npm install in {directory} failed: {errors}"
+    );
+    fs::write(&stamp, wanted).unwrap();
 }

@@ -101,6 +101,11 @@ impl Process {
         }
     }
 
+    /// Its process id. It must run.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
@@ -141,6 +146,17 @@ impl Process {
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
+    /// Most memory that it has held at once, in KiB.
+    pub(crate) fn memory_peak_kib(&self) -> u64 {
+        let id = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
+        number
+            .and_then(|number| number.parse().ok())
+            .expect("a peak in KiB")
+    }
+
     /// The value of a metric, all its series added up; `None` where it does not show.
     pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await;
@@ -167,9 +183,11 @@ impl Drop for Process {
     }
 }
 
-/// The binary, with nothing from our own environment but where programs are.
+/// The binary, with nothing from our own environment but where programs are. `PG2KV_BINARY` names
+/// another build of it.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pg2kv"));
+    let ours = || env!("CARGO_BIN_EXE_pg2kv").into();
+    let mut command = Command::new(std::env::var_os("PG2KV_BINARY").unwrap_or_else(ours));
     command.env_clear();
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);

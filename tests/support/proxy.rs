@@ -29,6 +29,7 @@ pub(crate) enum Mode {
 /// The proxy; it ends, with its connections, when it is dropped.
 pub(crate) struct Proxy {
     address: SocketAddr,
+    upstream: watch::Sender<SocketAddr>,
     mode: watch::Sender<Mode>,
     sent: Arc<AtomicU64>,
     server: JoinHandle<()>,
@@ -40,6 +41,7 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, modes) = watch::channel(Mode::Pass);
+        let (upstream, upstreams) = watch::channel(upstream);
         let sent = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&sent);
         let server = tokio::spawn(async move {
@@ -47,6 +49,7 @@ impl Proxy {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => if let Ok((client, _)) = accepted {
+                        let upstream = upstreams.clone();
                         connections.spawn(serve(client, upstream, modes.clone(), Arc::clone(&count)));
                     },
                     Some(_) = connections.join_next() => {}
@@ -55,6 +58,7 @@ impl Proxy {
         });
         Self {
             address,
+            upstream,
             mode,
             sent,
             server,
@@ -68,6 +72,11 @@ impl Proxy {
     /// Bytes that clients have sent so far, whether they were passed on or not.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Passes new connections on to another server; those that are open stay where they are.
+    pub(crate) fn redirect(&self, upstream: SocketAddr) {
+        self.upstream.send_replace(upstream);
     }
 
     /// Changes how connections are treated, from now on.
@@ -87,14 +96,14 @@ struct Broken;
 
 async fn serve(
     mut client: TcpStream,
-    upstream: SocketAddr,
+    upstream: watch::Receiver<SocketAddr>,
     mut modes: watch::Receiver<Mode>,
     sent: Arc<AtomicU64>,
 ) {
     // The kernel has answered the client already; in a lost network at least nothing follows.
     let found = modes.wait_for(|mode| *mode != Mode::Blackhole).await;
     let refused = found.map_or(true, |mode| *mode == Mode::Reset);
-    if refused || pass(&mut client, upstream, modes, &sent).await.is_err() {
+    if refused || pass(&mut client, &upstream, modes, &sent).await.is_err() {
         // Closing with a zero linger time sends RST. Without it the peer sees an orderly end.
         let _ = client.set_zero_linger();
     }
@@ -102,10 +111,11 @@ async fn serve(
 
 async fn pass(
     client: &mut TcpStream,
-    upstream: SocketAddr,
+    upstream: &watch::Receiver<SocketAddr>,
     modes: watch::Receiver<Mode>,
     sent: &AtomicU64,
 ) -> Result<(), Broken> {
+    let upstream = *upstream.borrow();
     let mut server = TcpStream::connect(upstream).await.map_err(|_| Broken)?;
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let received = AtomicU64::new(0);

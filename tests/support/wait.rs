@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// Longest that a test waits for anything. Far more than it takes on an idle machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 /// How often a state is looked at that does not announce itself.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 

@@ -208,6 +208,12 @@ impl World {
         self.postgres.stop(how).unwrap();
     }
 
+    /// Goes on with another server, and returns the one before.
+    pub(crate) async fn use_postgres(&mut self, server: Postgres) -> Postgres {
+        *self.admin.lock().await = None;
+        std::mem::replace(&mut self.postgres, server)
+    }
+
     /// A connection as the superuser; a new one where the last was lost.
     pub(crate) async fn admin(&self) -> Arc<Client> {
         let mut admin = self.admin.lock().await;
@@ -341,7 +347,6 @@ fn defaults() -> Settings {
         ("queue.quiet", "5ms"),
         ("queue.max_wait", "100ms"),
         ("queue.key_interval", "20ms"),
-        ("lease.ttl", "2s"),
         ("retry.initial", "50ms"),
         ("retry.max", "500ms"),
         ("retry.late_write_window", "300ms"),

@@ -18,6 +18,8 @@ const WRITERS_WAIT_MAX: Duration = Duration::from_millis(100);
 pub(super) struct Fetch {
     out: bool,
     rung: bool,
+    /// We wrote into the outbox ourselves, and nobody rings for that.
+    expected: bool,
     next: NextFetch,
 }
 
@@ -42,6 +44,7 @@ impl Fetch {
         Self {
             out: false,
             rung: false,
+            expected: false,
             next: NextFetch::Awake {
                 at: now,
                 cause: WakeCause::Poll,
@@ -61,6 +64,11 @@ impl Fetch {
     pub(super) fn ring(&mut self) {
         self.rung = true;
     }
+
+    /// The outbox has rows of our own making.
+    pub(super) fn expect(&mut self) {
+        self.expected = true;
+    }
 }
 
 impl Term {
@@ -70,6 +78,7 @@ impl Term {
         }
         let (mode, cause) = match self.fetch.next {
             _ if self.fetch.rung => (FetchMode::Awake, WakeCause::Notify),
+            _ if self.fetch.expected => (FetchMode::Awake, WakeCause::Linger),
             NextFetch::Awake { at, cause } if at <= now => (FetchMode::Awake, cause),
             NextFetch::FallingAsleep { at, .. } if at <= now => {
                 (FetchMode::FallingAsleep, WakeCause::Writers)
@@ -87,8 +96,9 @@ impl Term {
             }
             _ => return,
         };
-        if self.fetch.rung {
+        if self.fetch.rung || self.fetch.expected {
             self.fetch.rung = false;
+            self.fetch.expected = false;
             self.fetch.next = NextFetch::Awake { at: now, cause };
         }
         self.fetch.out = true;
@@ -116,6 +126,7 @@ impl Term {
             }
         };
         let (changes, mut coalesced) = (fetched.changes.len(), 0);
+        self.expansions.fetched(&fetched.changes, fetched.more);
         for change in fetched.changes {
             match change.what {
                 Changed::Key(key) => {
@@ -130,6 +141,10 @@ impl Term {
                     self.queue.insist(sync, &key);
                     coalesced += usize::from(offered == Offered::Coalesced);
                 }
+                Changed::Related(related) => {
+                    let at = now.before(change.age);
+                    self.related(change.sync, change.id, related, at);
+                }
                 Changed::Everything => {
                     backfills::of(&mut self.walks, change.sync).want("resync", vec![change.id]);
                 }
@@ -140,6 +155,7 @@ impl Term {
         }
         let redundant = self.queue.take_redundant();
         self.settle.add_redundant(redundant);
+        self.settle.add_redundant(self.expansions.take_redundant());
         if changes > 0 || fetched.ignored > 0 {
             shared.tell(Notice::Fetched {
                 changes,

@@ -7,7 +7,7 @@ use super::prepare::Item;
 use super::settle::Fate;
 use super::{Shared, Term};
 use crate::change::{
-    Answer, Batch, Document, KvName, Mono, Poison, PoisonReason, Rendered, SyncId,
+    Answer, Batch, Document, Expiration, KvName, Mono, Poison, PoisonReason, Rendered, SyncId,
 };
 use crate::queue::seen::Content;
 use crate::queue::{Slot, Verdict};
@@ -55,6 +55,7 @@ impl Term {
                 self.again(shared, now, slot, now);
                 continue;
             }
+            let mut renewed = false;
             let (content, names_it) = match rendered.next() {
                 // The byte limit was reached before this key.
                 None => {
@@ -71,6 +72,8 @@ impl Term {
                     continue;
                 }
                 Some(Rendered::Put(document)) => {
+                    // KV may have dropped what was written; and a change starts its time again.
+                    renewed = matches!(document.expiration, Some(Expiration::After(_)));
                     let content = Content::Present(document.hash);
                     (content, Sendable::Put(document))
                 }
@@ -79,6 +82,7 @@ impl Term {
             let listed = item.listed.map(Content::Present);
             let known = match listed {
                 Some(listed) => listed == content,
+                None if renewed => false,
                 None => self
                     .queue
                     .key(slot)

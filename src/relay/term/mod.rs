@@ -7,6 +7,7 @@ mod audit;
 mod capture;
 mod deletes;
 mod deliver;
+mod expand;
 mod prepare;
 mod settle;
 mod walk;
@@ -20,10 +21,11 @@ use self::settle::Settlement;
 use super::audits::Audits;
 use super::backfills::{self, Walk};
 use super::brake::Brake;
+use super::expansions::Expansions;
 use super::holds::{BlockReason, Gate, HoldReason};
 use super::{
     BatchId, Effect, Event, IDENTITY_CHANGED, Notice, Output, Recovered, RequestId, Settings,
-    Status, StatusBlock, StatusBrake, StatusSync,
+    Status, StatusBlock, StatusBrake, StatusExpansion, StatusSync,
 };
 use crate::change::{ClaimId, Epoch, Mono, SyncId};
 use crate::ledger::{Failure, FailureKind};
@@ -76,6 +78,7 @@ pub(super) struct Term {
     syncs: Vec<Sync>,
     walks: Vec<Walk>,
     audits: Audits,
+    expansions: Expansions,
     /// Syncs to be walked for the first time, once the first fetch has brought the marker that
     /// `pg2kv.watch` left: one walk answers both.
     new_syncs: Vec<SyncId>,
@@ -149,6 +152,7 @@ impl Term {
                 .collect(),
             walks: backfills::walks(count),
             audits: Audits::new(settings.audit, now, count, audited),
+            expansions: Expansions::new(count),
             new_syncs: Vec::new(),
             unsure_until: None,
             pairs: settings.pairs_max,
@@ -266,6 +270,7 @@ impl Term {
                 self.page_wanted(shared, now, sync, failed);
                 Ok(())
             }
+            Event::Expanded { sync, result } => self.expanded(shared, now, sync, result),
             Event::Audited { sync, result } => self.audited(shared, now, sync, result),
             Event::Examined(result) => {
                 self.examined(shared, result);
@@ -315,6 +320,7 @@ impl Term {
         self.drive_fetch(shared, now);
         self.drive_batches(shared, now);
         self.drive_backfills(shared, now);
+        self.drive_expansions(shared, now);
         self.drive_audits(shared, now);
         Ok(false)
     }
@@ -346,6 +352,7 @@ impl Term {
             wake.push(at);
         }
         wake.extend(self.next_audit_at(budget, now));
+        wake.extend(self.expand_at(settings));
         wake.into_iter().min()
     }
 
@@ -355,7 +362,9 @@ impl Term {
         status.in_flight_keys = self.queue.in_flight();
         status.doubt_keys = self.queue.in_doubt();
         status.claims = self.claims.len();
-        status.oldest_change_age = self.queue.oldest_change().map(|at| now.since(at));
+        let oldest = [self.queue.oldest_change(), self.expansions.oldest_change()];
+        let oldest = oldest.into_iter().flatten().min();
+        status.oldest_change_age = oldest.map(|at| now.since(at));
         status.batch_pairs = self.pairs;
         status.blocked = self
             .sending
@@ -382,6 +391,10 @@ impl Term {
                 }),
                 backfill: walk.current().cloned(),
                 audit: self.audits.status(now, sync_id(index)),
+                expansion: self
+                    .expansions
+                    .progress(sync_id(index))
+                    .map(|(changes, keys)| StatusExpansion { changes, keys }),
             })
             .collect();
     }

@@ -375,3 +375,18 @@ fn a_dead_letter_and_the_end_of_its_claim_are_one_transaction() {
     assert_eq!((claims_of(&settled), settled.dead.len()), (vec![5], 1));
     assert!(bench.open.is_empty());
 }
+
+#[test]
+fn a_key_that_needs_nothing_ends_its_claim_and_nothing_is_sent() {
+    let mut bench = Bench::leader();
+    bench.change([1]);
+    bench.until_effect(Duration::from_secs(5));
+    let (batch, _) = bench.prepare();
+    let (claim, read) = (Some(claim_of(batch)), Ok(vec![Rendered::Nothing]));
+    bench.give(Event::Prepared { batch, claim, read });
+    bench.until_effect(Duration::from_secs(5));
+    assert_eq!(claims_of(&bench.settled()), [claim_of(batch).0]);
+    assert!(bench.open.is_empty(), "{:?}", bench.open);
+    let written = |notice: &Notice| matches!(notice, Notice::Unchanged { keys: 1, .. });
+    assert!(bench.notices.iter().any(written));
+}

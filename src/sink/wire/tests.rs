@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
-use crate::change::{ContentHash, KV_VALUE_MAX_BYTES};
+use crate::change::{ContentHash, Expiration, KV_VALUE_MAX_BYTES};
 
 /// The body as a server reads it.
 #[derive(Debug, Deserialize)]
@@ -13,6 +13,7 @@ struct Pair {
     #[serde(default)]
     base64: bool,
     expiration: Option<u64>,
+    expiration_ttl: Option<u32>,
     metadata: serde_json::Value,
 }
 
@@ -46,12 +47,16 @@ fn parsed(documents: &[Document]) -> Vec<Pair> {
 #[test]
 fn the_bytes_are_as_documented() {
     let mut second = document("b", Value::Binary(Bytes::from_static(b"\xff\x00")));
-    second.expiration = Some(1_800_000_000);
-    let body = encode_put(&[document("a\"", text("{\"x\":\n1}")), second]).unwrap();
+    second.expiration = Some(Expiration::At(1_800_000_000));
+    let mut third = document("c", text(""));
+    third.expiration = Some(Expiration::After(60));
+    let first = document("a\"", text("{\"x\":\n1}"));
+    let body = encode_put(&[first, second, third]).unwrap();
     let expected = concat!(
         r#"[{"key":"a\"","value":"{\"x\":\n1}","metadata":{"pg2kv":"00"}},"#,
         r#"{"key":"b","value":"/wA=","base64":true,"expiration":1800000000,"#,
-        r#""metadata":{"pg2kv":"00"}}]"#
+        r#""metadata":{"pg2kv":"00"}},"#,
+        r#"{"key":"c","value":"","expiration_ttl":60,"metadata":{"pg2kv":"00"}}]"#
     );
     assert_eq!(std::str::from_utf8(&body).unwrap(), expected);
     let names = [KvName::new("a").unwrap(), KvName::new("\u{1}\\").unwrap()];
@@ -147,7 +152,10 @@ fn documents() -> impl Strategy<Value = Vec<Document>> {
     let pair = (
         name,
         value,
-        proptest::option::of(any::<u64>()),
+        proptest::option::of(prop_oneof![
+            any::<u64>().prop_map(Expiration::At),
+            any::<u32>().prop_map(Expiration::After),
+        ]),
         characters(),
     )
         .prop_map(|(name, value, expiration, own)| Document {
@@ -173,7 +181,10 @@ proptest! {
         for (pair, document) in pairs.iter().zip(&documents) {
             prop_assert_eq!(&pair.key, document.name.as_str());
             prop_assert_eq!(&pair.stored()[..], &document.value.bytes()[..]);
-            prop_assert_eq!(pair.expiration, document.expiration);
+            let expiration = pair.expiration.map(Expiration::At);
+            let ttl = pair.expiration_ttl.map(Expiration::After);
+            prop_assert_eq!(expiration.or(ttl), document.expiration);
+            prop_assert!(expiration.is_none() || ttl.is_none());
             let metadata: serde_json::Value = serde_json::from_str(&document.metadata).unwrap();
             prop_assert_eq!(&pair.metadata, &metadata);
         }

@@ -121,10 +121,13 @@ async fn another_schema_name_stands_beside_the_default_one(server: Server) {
         (&edge, Some(vec!["a".to_owned()])),
     ] {
         let spec = WatchSpec {
+            related: Vec::new(),
             sync: "odd".into(),
             table: r#"public."Odd table""#.into(),
             key_columns: vec!["The id".into()],
             columns,
+            collect: false,
+            shards: None,
         };
         run(&admin, &sql_kit::watch(schema, &spec)).await;
     }

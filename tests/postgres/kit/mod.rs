@@ -5,6 +5,7 @@
 mod capture;
 mod install;
 mod kinds;
+mod related;
 mod rights;
 mod server;
 mod watch;

@@ -1,6 +1,6 @@
 //! Claim, read, settle, backfill.
 
-use pg2kv::change::{Epoch, Key, KvName, Poison, PoisonReason, SyncId};
+use pg2kv::change::{DraftValue, Epoch, Key, KvName, Poison, PoisonReason, SyncId};
 use pg2kv::ledger::FetchMode::Awake;
 use pg2kv::ledger::{BackfillPhase, BackfillStep, ClaimRequest, DeadLetter, SettleRequest};
 use pg2kv::source::lease::Candidate;
@@ -8,7 +8,7 @@ use pg2kv::source::session::Session;
 use pg2kv::source::{Kind, Settings, SyncSource, ValueSql, check};
 
 use super::gate::Gate;
-use super::{Bench, claim_all, items, key, lead, settings, soon, texts};
+use super::{Bench, claim_all, items, key, lead, settings, soon, text, texts};
 
 #[tokio::test]
 async fn a_change_goes_from_outbox_to_claim_to_settled() {
@@ -29,9 +29,9 @@ async fn a_change_goes_from_outbox_to_claim_to_settled() {
     let rows: Vec<_> = claimed
         .rows
         .iter()
-        .map(|row| (row.columns[0].as_str(), row.value.as_deref()))
+        .map(|row| (row.columns[0].as_str(), text(row)))
         .collect();
-    assert_eq!(rows, [("2", None), ("1", Some(&b"free"[..]))]);
+    assert_eq!(rows, [("2", None), ("1", Some("free"))]);
     assert_eq!(bench.number("select count(*) from pg2kv.outbox").await, 0);
     assert_eq!(
         bench.number(&format!("select epoch from pg2kv.claim where id = {} and keys = array['[2]','[1]']::jsonb[]", claim.0)).await,
@@ -214,13 +214,20 @@ async fn reading_stops_at_the_byte_limit_in_order() {
 }
 
 #[tokio::test]
-async fn a_value_over_the_limit_of_kv_is_cut_just_above_it() {
+async fn a_value_over_the_limit_of_kv_stays_in_postgres() {
     let bench = Bench::new().await;
     bench.sql("insert into items values (1, '')").await;
     let leader = bench.lead(&[items("repeat('x', 40000000)")]).await;
     let claimed = leader.read(&["[1]"]).await.unwrap();
-    let size = claimed.rows[0].value.as_ref().map(bytes::Bytes::len);
-    assert_eq!(size, Some(pg2kv::change::KV_VALUE_MAX_BYTES + 1));
+    let draft = claimed.rows[0].draft.as_ref().unwrap();
+    assert_eq!(
+        draft.value,
+        DraftValue::TooLarge {
+            bytes: 40_000_000,
+            shards: None
+        }
+    );
+    assert_eq!(draft.weight(), 0);
 }
 
 #[tokio::test]
@@ -481,7 +488,7 @@ async fn rows_are_read_after_the_claim_is_committed() {
     bench.sql("update items set plan = 'new'").await;
     gate.open();
     let claimed = soon(prepared).await.unwrap().unwrap();
-    assert_eq!(claimed.rows[0].value.as_deref(), Some(&b"new"[..]));
+    assert_eq!(text(&claimed.rows[0]), Some("new"));
 }
 
 /// The daemon runs these on tasks of their own.

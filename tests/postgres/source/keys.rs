@@ -2,7 +2,7 @@
 
 use pg2kv::change::SyncId;
 use pg2kv::ledger::FetchMode::Awake;
-use pg2kv::source::{SyncSource, ValueSql};
+use pg2kv::source::{Attributes, SyncSource, ValueSql};
 
 use super::{Bench, claim_all, items, texts};
 
@@ -14,6 +14,9 @@ fn typed(id: u16, name: &str, keys: &[&str]) -> SyncSource {
         key_columns: keys.iter().map(ToString::to_string).collect(),
         value: ValueSql::Expression("note".to_owned()),
         filter: None,
+        attributes: Attributes::default(),
+        collect: None,
+        related: vec![],
     }
 }
 
@@ -147,9 +150,7 @@ async fn keys_of_every_type_find_their_row() {
             .filter(|change| change.sync == sync.id)
             .map(|change| match &change.what {
                 pg2kv::change::Changed::Key(key) => key.clone(),
-                pg2kv::change::Changed::Everything | pg2kv::change::Changed::Again(_) => {
-                    panic!("no marker was written")
-                }
+                _ => panic!("no marker was written"),
             })
             .collect();
         let claimed = leader
@@ -163,7 +164,7 @@ async fn keys_of_every_type_find_their_row() {
             .map(|row| {
                 (
                     row.columns[0].clone(),
-                    String::from_utf8(row.value.clone().unwrap_or_default().to_vec()).unwrap(),
+                    super::text(row).unwrap_or_default().to_owned(),
                 )
             })
             .collect();

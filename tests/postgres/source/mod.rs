@@ -4,22 +4,25 @@ mod audit;
 mod bell;
 mod check;
 mod claim;
+mod collect;
+mod expand;
 mod fetch;
 mod gate;
 mod keys;
 mod lease;
 mod recover;
 mod tls;
+mod values;
 
 use std::future::Future;
 use std::time::Duration;
 
-use pg2kv::change::{Change, Changed, Epoch, Key, SyncId};
+use pg2kv::change::{Change, Changed, DraftValue, Epoch, Key, SyncId, Value};
 use pg2kv::ledger::{ClaimRequest, FetchMode, Fetched};
 use pg2kv::source::doorbell::Doorbell;
 use pg2kv::source::lease::Candidate;
-use pg2kv::source::session::{Claimed, PrepareError, Recovered, Session};
-use pg2kv::source::{Settings, SyncSource, ValueSql, parse_url};
+use pg2kv::source::session::{Claimed, PrepareError, Recovered, Row, Session};
+use pg2kv::source::{Attributes, Settings, SyncSource, ValueSql, parse_url};
 use tokio_postgres::Client;
 
 use crate::support::postgres::{Database, Server};
@@ -47,7 +50,11 @@ struct Leader {
 
 impl Bench {
     async fn new() -> Self {
-        let db = Database::create(Server::Installed).await;
+        Self::on(Server::Installed).await
+    }
+
+    async fn on(server: Server) -> Self {
+        let db = Database::create(server).await;
         let admin = db.connect().await;
         admin.batch_execute(INSTALL).await.unwrap();
         admin
@@ -123,6 +130,9 @@ fn items(value: &str) -> SyncSource {
         key_columns: vec!["id".to_owned()],
         value: ValueSql::Expression(value.to_owned()),
         filter: None,
+        attributes: Attributes::default(),
+        collect: None,
+        related: vec![],
     }
 }
 
@@ -148,10 +158,14 @@ impl Leader {
     }
 
     async fn read(&self, keys: &[&str]) -> Result<Claimed, PrepareError> {
+        self.read_of(SyncId(0), keys).await
+    }
+
+    async fn read_of(&self, sync: SyncId, keys: &[&str]) -> Result<Claimed, PrepareError> {
         let keys = keys.iter().map(|text| key(text)).collect();
         let request = ClaimRequest {
             claim: vec![],
-            ..claim_all(SyncId(0), keys)
+            ..claim_all(sync, keys)
         };
         self.session.prepare(&request).await
     }
@@ -161,13 +175,18 @@ impl Leader {
         let claimed = self.read(keys).await.unwrap();
         claimed
             .rows
-            .into_iter()
-            .map(|row| {
-                row.value
-                    .map(|value| String::from_utf8(value.to_vec()).unwrap())
-            })
+            .iter()
+            .map(|row| text(row).map(str::to_owned))
             .collect()
     }
+}
+
+/// The value of a row as text; panics where it is bytes, or too large.
+fn text(row: &Row) -> Option<&str> {
+    row.draft.as_ref().map(|draft| match &draft.value {
+        DraftValue::Whole(Value::Text(text)) => std::str::from_utf8(text).unwrap(),
+        other => panic!("{other:?}"),
+    })
 }
 
 /// Keys of changes as text; `*` stands for everything.
@@ -177,6 +196,7 @@ fn texts(changes: &[Change]) -> Vec<String> {
         .map(|change| match &change.what {
             Changed::Key(key) => key.as_str().to_owned(),
             Changed::Again(key) => format!("again {}", key.as_str()),
+            Changed::Related(related) => format!("{related:?}"),
             Changed::Everything => "*".to_owned(),
         })
         .collect()

@@ -1,0 +1,153 @@
+//! The metadata of a pair: the content hash, the MIME type, and the user's own members.
+//!
+//! Owns its layout and its limit. The user's members go in as the text that Postgres gave, without
+//! the white space between them: a number keeps every digit.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+
+use super::{METADATA_HASH_MEMBER, METADATA_TYPE_MEMBER};
+use crate::change::{ContentHash, KV_METADATA_MAX_BYTES, Poison, PoisonReason};
+
+/// The members that are not the hash, as JSON without the braces; empty where there are none.
+///
+/// # Errors
+/// [`PoisonReason::BadMetadata`].
+pub(super) fn own_members(
+    content_type: Option<&str>,
+    metadata: Option<&str>,
+) -> Result<String, Poison> {
+    let mut members = match content_type {
+        None => String::new(),
+        Some(text) => type_member(text)?,
+    };
+    let Some(metadata) = metadata else {
+        return Ok(members);
+    };
+    // JSON null is no metadata, as SQL NULL is.
+    if metadata.trim() == "null" {
+        return Ok(members);
+    }
+    let names = Names::of(metadata)?;
+    if names.hash {
+        return Err(bad(format!(
+            "the metadata has a member {METADATA_HASH_MEMBER:?}, where pg2kv keeps its hash; give \
+             it another name"
+        )));
+    }
+    if names.content_type && content_type.is_some() {
+        return Err(bad(format!(
+            "the metadata has a member {METADATA_TYPE_MEMBER:?}, and the sync sets content_type \
+             too; keep one of them"
+        )));
+    }
+    let compact = compact(metadata);
+    let own = compact
+        .strip_prefix('{')
+        .and_then(|text| text.strip_suffix('}'))
+        .unwrap_or_default();
+    if !members.is_empty() && !own.is_empty() {
+        members.push(',');
+    }
+    members.push_str(own);
+    Ok(members)
+}
+
+/// The whole metadata as JSON text.
+///
+/// # Errors
+/// [`PoisonReason::BadMetadata`] where it is over the limit of Workers KV.
+pub(super) fn with_hash(hash: ContentHash, own_members: &str) -> Result<Arc<str>, Poison> {
+    let comma = if own_members.is_empty() { "" } else { "," };
+    let text = format!(r#"{{"{METADATA_HASH_MEMBER}":"{hash}"{comma}{own_members}}}"#);
+    if text.len() > KV_METADATA_MAX_BYTES {
+        return Err(bad(format!(
+            "the metadata has {} bytes with the hash of pg2kv; Workers KV allows \
+             {KV_METADATA_MAX_BYTES}",
+            text.len()
+        )));
+    }
+    Ok(text.into())
+}
+
+/// A header of HTTP is made of it, so it must be one line of visible characters.
+fn type_member(text: &str) -> Result<String, Poison> {
+    let visible = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+    if text.trim().is_empty() || !text.bytes().all(visible) {
+        return Err(bad(
+            "content_type is empty or has characters that a MIME type cannot have; give something \
+             like \"image/png\", or NULL for none",
+        ));
+    }
+    let text = serde_json::Value::from(text);
+    Ok(format!(r#""{METADATA_TYPE_MEMBER}":{text}"#))
+}
+
+fn bad(detail: impl Into<String>) -> Poison {
+    Poison::new(PoisonReason::BadMetadata, detail)
+}
+
+/// JSON without the white space between its tokens.
+fn compact(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for character in json.chars() {
+        if !in_string && character.is_ascii_whitespace() {
+            continue;
+        }
+        out.push(character);
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = in_string,
+            '"' => in_string = !in_string,
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Which of the names that matter a JSON object has.
+struct Names {
+    hash: bool,
+    content_type: bool,
+}
+
+impl Names {
+    fn of(json: &str) -> Result<Self, Poison> {
+        let not_an_object = |_| {
+            bad("the metadata is not a JSON object; give something like \
+                 jsonb_build_object('etag', version)")
+        };
+        let mut reader = serde_json::Deserializer::from_str(json);
+        let names = reader
+            .deserialize_map(NamesVisitor)
+            .map_err(not_an_object)?;
+        reader.end().map_err(not_an_object)?;
+        Ok(names)
+    }
+}
+
+struct NamesVisitor;
+
+impl<'de> Visitor<'de> for NamesVisitor {
+    type Value = Names;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+        let mut names = Names {
+            hash: false,
+            content_type: false,
+        };
+        while let Some(name) = map.next_key::<String>()? {
+            map.next_value::<IgnoredAny>()?;
+            names.hash |= name == METADATA_HASH_MEMBER;
+            names.content_type |= name == METADATA_TYPE_MEMBER;
+        }
+        Ok(names)
+    }
+}

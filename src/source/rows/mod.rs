@@ -1,0 +1,151 @@
+//! The reads of a watched table: documents by key, and keys in order.
+//!
+//! Owns how a sync becomes prepared statements (`table` looks it up, `by_key`, `collect` and `walk`
+//! write the SQL) and how a row of theirs becomes a draft (`value`). Identifiers come quoted from the
+//! catalog, never from the configuration; the operator's expressions are put in as they are.
+
+mod by_key;
+mod collect;
+pub(crate) mod expand;
+mod table;
+mod value;
+mod walk;
+
+use tokio_postgres::Statement;
+use tokio_postgres::types::Type;
+
+use self::value::Filter;
+use super::error::{Error, Kind, Place};
+use super::link::Link;
+use super::{ExpirySql, Settings, SyncSource, ValueSql};
+use crate::change::KV_VALUE_MAX_BYTES;
+
+/// The prepared reads of one sync on one connection.
+pub(crate) struct Plan {
+    /// `$1`: keys as `text[]`. Gives the key's place, its columns, and what [`Self::draft`] takes.
+    pub(crate) rows: Statement,
+    /// How a transaction of [`Self::rows`] begins.
+    pub(crate) begin: &'static str,
+    /// `$1`: position or NULL, `$2`: limit.
+    pub(crate) walk: Statement,
+    /// The same without the filter, for when the filter fails for some row.
+    pub(crate) walk_all: Statement,
+    /// `$1`: the texts of the key columns, each a JSON array, as `text[]`. Gives the keys.
+    pub(crate) keys: Statement,
+    /// Number of values in a key.
+    pub(crate) columns: usize,
+    /// Bytes of a row's document, a first guess.
+    pub(crate) row_bytes: u64,
+    /// The value is bytes, not text.
+    binary: bool,
+    /// Seconds that a pair stands after each write, where that is limited.
+    ttl_seconds: Option<u32>,
+    /// Among how many documents the rows of one key are divided; `None` where a row is a document.
+    shards: Option<u32>,
+}
+
+impl Plan {
+    /// Looks the table up and prepares its statements.
+    ///
+    /// # Errors
+    /// `Relation` where table or columns are not there or may not be read; `Connection`,
+    /// `Transient`.
+    pub(crate) async fn prepare(
+        settings: &Settings,
+        link: &Link,
+        sync: &SyncSource,
+    ) -> Result<Self, Error> {
+        let doing = format!("preparing to read {} for sync {}", sync.table, sync.name);
+        let (table, row_bytes) = table::look_up(settings, link, sync, &doing).await?;
+        let client = link.client();
+        let binary = match &sync.value {
+            // A list or an object of many is JSON whatever its entries are.
+            _ if sync.collect.is_some() => false,
+            ValueSql::Columns(_) => false,
+            ValueSql::Expression(expression) => {
+                let probe = table.probe(expression);
+                let probe = link
+                    .call(&doing, 1, Place::Relation, client.prepare(&probe))
+                    .await
+                    .map_err(while_preparing)?;
+                // A domain is told as the type below it.
+                probe.columns().iter().all(|c| *c.type_() == Type::BYTEA)
+            }
+        };
+        let walk = |filter: &Filter| match sync.collect {
+            None => table.walk(filter),
+            Some(_) => table.walk_groups(filter),
+        };
+        let (rows, walk, walk_all, keys) = (
+            table.rows(sync, binary, &doing)?,
+            walk(&Filter::of(sync)),
+            walk(&Filter::default()),
+            table.keys(),
+        );
+        let (rows, walk, walk_all, keys) = link
+            .call(&doing, 4, Place::Relation, async {
+                tokio::try_join!(
+                    client.prepare(&rows),
+                    client.prepare(&walk),
+                    client.prepare(&walk_all),
+                    client.prepare(&keys)
+                )
+            })
+            .await
+            .map_err(while_preparing)?;
+        let ttl_seconds = match sync.attributes.expiry {
+            Some(ExpirySql::After(seconds)) => Some(seconds),
+            Some(ExpirySql::At(_)) | None => None,
+        };
+        Ok(Self {
+            rows,
+            // Else an index is better, whatever the statistics say; here all rows are read.
+            begin: match table.width() {
+                0 => "begin read only; set local enable_seqscan = on",
+                _ => "begin read only",
+            },
+            walk,
+            walk_all,
+            keys,
+            columns: table.width(),
+            // How many rows a document has is not known before one was read; a document too many
+            // in a read is one that the server puts together for nothing.
+            row_bytes: match sync.collect {
+                None => row_bytes,
+                Some(_) => KV_VALUE_MAX_BYTES as u64,
+            },
+            binary,
+            ttl_seconds,
+            shards: sync
+                .collect
+                .as_ref()
+                .map(|collect| collect.shards.unwrap_or(1)),
+        })
+    }
+
+    /// Runs the read for no keys: privileges and row-level security show only when a statement runs.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub(crate) async fn try_out(&self, link: &Link, sync: &SyncSource) -> Result<(), Error> {
+        let doing = format!("reading {} for sync {}", sync.table, sync.name);
+        let no_keys: &[&str] = &[];
+        link.call(
+            &doing,
+            1,
+            Place::Relation,
+            link.client().query(&self.rows, &[&no_keys]),
+        )
+        .await
+        .map(drop)
+    }
+}
+
+/// No row was read yet, so a constant of the expression is at fault, not a row.
+fn while_preparing(error: Error) -> Error {
+    if error.kind() == Kind::Row {
+        error.into_relation()
+    } else {
+        error
+    }
+}
