@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-worker simulate chaos backlog measure lint fmt
+.PHONY: help demo test test-worker test-ops rules dashboard simulate chaos backlog measure lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
@@ -27,6 +27,20 @@ test: ## Run every test, against real servers
 test-worker: ## Run the tests of the Worker alone: PostgreSQL, pg2kv, workerd, browser
 	@scripts/setup test
 	@cargo nextest run --locked --no-capture -E 'test(/^worker::/)'
+
+test-ops: ## Run the slow tests of what operators get: the image, incidents, the dashboard
+	@scripts/setup test
+	@scripts/setup ops
+	@cargo nextest run --locked --profile ops
+
+rules: ## Write the PrometheusRule from the plain alert rules
+	@scripts/prometheus-rule >deploy/prometheus/pg2kv.prometheusrule.yaml
+
+dashboard: ## Write the Grafana dashboard from its source, and draw it after a run of six minutes
+	@scripts/setup test
+	@scripts/setup ops
+	@PG2KV_DASHBOARD_SECONDS=360 cargo nextest run --locked --profile ops \
+	  -E 'test(=ops::dashboard::every_panel_shows_a_real_run)'
 
 simulate: ## Simulate more seeds: make simulate SEEDS=50000 FIRST=1
 	@scripts/setup test

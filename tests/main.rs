@@ -7,6 +7,8 @@ mod config;
 mod daemon;
 mod emulator;
 mod kv;
+mod observe;
+mod ops;
 mod postgres;
 mod simulation;
 mod support;

@@ -226,7 +226,7 @@ fn trouble(at_unix_seconds: u64, notice: &Notice) -> Option<Trouble> {
 mod tests {
     use super::*;
     use crate::ledger::{Backfill, Failure, FailureKind};
-    use crate::relay::StatusSync;
+    use crate::relay::{StatusAudit, StatusSync};
 
     fn at(seconds: u64) -> Mono {
         Mono::from_origin(Duration::from_secs(seconds))
@@ -256,6 +256,8 @@ mod tests {
                 hold: None,
                 fault: None,
                 deletes_held: None,
+                expansion: None,
+                audit: StatusAudit::default(),
                 backfill: Some(Backfill {
                     sync: SyncId(0),
                     reason: "resync".to_owned(),

@@ -159,10 +159,12 @@ impl Daemon {
             .iter()
             .map(|sync| sync.source.name.clone())
             .collect();
+        let teller = Teller::new(names.clone(), settings.log_keys);
+        teller.tell_limits(&settings.relay);
         let mut relay = Relay::new(settings.relay, fastrand::u64(..));
         let report = Report {
             status: relay.status(clock::now()),
-            syncs: Arc::new(names.clone()),
+            syncs: Arc::new(names),
             gauges: None,
             reached: false,
             failure: None,
@@ -191,7 +193,7 @@ impl Daemon {
             relay,
             world: Arc::new(world),
             history: History::new(names.len()),
-            teller: Teller::new(names, settings.log_keys),
+            teller,
             tasks: JoinSet::new(),
             leadership: None,
             report,

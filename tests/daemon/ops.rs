@@ -9,6 +9,7 @@ use pg2kv::emulator::faults::Fault;
 use pg2kv::emulator::route::Operation;
 use pg2kv::metrics::{ALL, Type};
 use pg2kv::sink::kv::KvClient;
+use pg2kv::throwaway::Stop;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -196,4 +197,33 @@ async fn a_loop_that_is_stuck_shows() {
     tokio::task::spawn_blocking(|| daemon.join().unwrap())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn who_no_longer_leads_shows_nothing_of_its_time_as_leader() {
+    let mut world = World::start(Plan {
+        settings: &[("postgres.check_interval", "100ms")],
+        ..PLAN
+    })
+    .await;
+    world
+        .sql("insert into public.doc values ('..', 'poison')")
+        .await;
+    let daemon = world.daemon();
+    daemon.leads().await;
+    world
+        .sql("drop trigger zzz_pg2kv_note_row on public.note")
+        .await;
+    let show = async |value: f64| {
+        for name in ["pg2kv_triggers_faulty", "pg2kv_dead_letters"] {
+            wait::until(&format!("{name} to be {value}"), async || {
+                (daemon.metric(name).await == Some(value)).then_some(())
+            })
+            .await;
+        }
+    };
+    show(1.0).await;
+    world.stop_postgres(Stop::Immediate).await;
+    show(0.0).await;
+    daemon.kill().await;
 }

@@ -131,12 +131,16 @@ impl Process {
         assert!(status.success(), "{status}");
     }
 
-    /// The URL of a path of its server for operators.
-    pub(crate) async fn url(&self, path: &str) -> String {
+    /// Address of its server for operators.
+    pub(crate) async fn address(&self) -> String {
         let line = self.logged("pg2kv started").await;
         let event: Value = serde_json::from_str(&line).unwrap();
-        let listen = event["listen"].as_str().unwrap();
-        format!("http://{listen}{path}")
+        event["listen"].as_str().unwrap().to_owned()
+    }
+
+    /// The URL of a path of that server.
+    pub(crate) async fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address().await)
     }
 
     /// GET from its server for operators: status and body.
