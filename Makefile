@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate chaos lint fmt
+.PHONY: help demo test test-ops simulate chaos lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
@@ -12,7 +12,7 @@ MINUTES ?= 10
 export PATH := $(abspath $(CARGO_TARGET_DIR))/tools/bin:$(PATH)
 
 help: ## List what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: ## See changes of a table arrive in KV (a throw-away Postgres and KV, Ctrl-C ends it)
 	@scripts/setup demo
@@ -22,6 +22,11 @@ demo: ## See changes of a table arrive in KV (a throw-away Postgres and KV, Ctrl
 test: ## Run every test, against real servers
 	@scripts/setup test
 	@cargo nextest run --locked
+
+test-ops: ## Run the slow tests of what operators get: the image, incidents, the dashboard
+	@scripts/setup test
+	@scripts/setup ops
+	@cargo nextest run --locked --profile ops
 
 simulate: ## Simulate more seeds: make simulate SEEDS=50000 FIRST=1
 	@scripts/setup test

@@ -96,6 +96,13 @@ impl Watcher {
             .map(|report| report.clone())
     }
 
+    /// Waits for the next report, of which there is one a second at least; `None` once the daemon is
+    /// gone.
+    pub async fn next(&mut self) -> Option<Report> {
+        self.report.changed().await.ok()?;
+        Some(self.report.borrow_and_update().clone())
+    }
+
     /// Time since the loop went round last.
     pub fn loop_age(&self) -> Duration {
         let ticked = Duration::from_millis(self.ticked_ms.load(Ordering::Relaxed));

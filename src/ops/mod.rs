@@ -4,6 +4,7 @@
 //! their names say: `/livez` never on Postgres or KV, or an outage there would restart every pod.
 
 mod status;
+pub mod systemd;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -13,6 +13,7 @@ mod poison;
 mod resync;
 mod secrets;
 mod shutdown;
+mod systemd;
 
 use std::time::Duration;
 
