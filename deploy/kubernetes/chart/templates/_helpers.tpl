@@ -48,9 +48,8 @@ checkov.io/skip1: CKV_K8S_11=A limit on CPU throttles the daemon while it drains
 {{- if not .Values.image.digest }}
 checkov.io/skip2: CKV_K8S_43=The digest belongs to the installation, which sets image.digest
 {{- end }}
-checkov.io/skip3: CKV_K8S_21=The namespace is that of the release
 {{- if ne .Values.image.pullPolicy "Always" }}
-checkov.io/skip4: CKV_K8S_15=The installation has set image.pullPolicy
+checkov.io/skip3: CKV_K8S_15=The installation has set image.pullPolicy
 {{- end }}
 {{- end -}}
 
