@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ops simulate chaos lint fmt
+.PHONY: help demo test test-ops rules dashboard simulate chaos lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
@@ -27,6 +27,14 @@ test-ops: ## Run the slow tests of what operators get: the image, incidents, the
 	@scripts/setup test
 	@scripts/setup ops
 	@cargo nextest run --locked --profile ops
+
+rules: ## Write the PrometheusRule from the plain alert rules
+	@scripts/prometheus-rule >deploy/prometheus/pg2kv.prometheusrule.yaml
+
+dashboard: ## Write the Grafana dashboard from its source, and draw it after a run of six minutes
+	@scripts/setup test
+	@scripts/setup ops
+	@PG2KV_DASHBOARD_SECONDS=360 cargo nextest run --locked --profile ops -E 'test(/^ops::dashboard::/)'
 
 simulate: ## Simulate more seeds: make simulate SEEDS=50000 FIRST=1
 	@scripts/setup test

@@ -52,9 +52,11 @@ metrics! {
     CHANGES_IGNORED = "pg2kv_changes_ignored_total", Counter, [], "Outbox rows of syncs that this daemon is not configured for; they stay there.";
     KEYS_COALESCED = "pg2kv_keys_coalesced_total", Counter, [], "Changes of a key that waited already and so cost no write of their own.";
     QUEUE_KEYS = "pg2kv_queue_keys", Gauge, [], "Distinct keys in memory.";
+    QUEUE_LIMIT = "pg2kv_queue_limit_keys", Gauge, [], "Most distinct keys in memory, as configured; the rest wait in the outbox.";
     IN_FLIGHT_KEYS = "pg2kv_in_flight_keys", Gauge, [], "Keys being claimed, read or written.";
     DOUBT_KEYS = "pg2kv_doubt_keys", Gauge, [], "Keys of which an earlier write may still land late; they are written once more.";
     OLDEST_CHANGE_AGE = "pg2kv_oldest_unwritten_change_age_seconds", Gauge, [], "Age of the oldest change that is not proven to be in KV. The one number to watch.";
+    MAX_WAIT = "pg2kv_max_wait_seconds", Gauge, [], "Longest that a change waits for others of its key, as configured. Ages well above it are trouble.";
     COMMIT_TO_WRITTEN = "pg2kv_commit_to_written_seconds", Histogram, ["sync"], "Time from a key's oldest change in Postgres to the proof that KV has it.";
     BATCH_PAIRS = "pg2kv_batch_pairs", Histogram, [], "Pairs in a request to KV.";
     PAIRS_WRITTEN = "pg2kv_pairs_written_total", Counter, ["sync", "op"], "Pairs proven written or deleted. Cloudflare bills each.";
@@ -67,9 +69,11 @@ metrics! {
     TRIGGERS_FAULTY = "pg2kv_triggers_faulty", Gauge, ["sync"], "1 while changes of the sync are not, or not all, recorded, because its triggers are not in order.";
     DELETES_HELD = "pg2kv_deletes_held_keys", Gauge, ["sync"], "Keys that would be deleted from KV and are held by the brake until somebody approves.";
     BUDGET_LEFT = "pg2kv_budget_left_requests", Gauge, [], "Requests that may go now without touching the reserve.";
+    BUDGET_LIMIT = "pg2kv_budget_limit_requests", Gauge, [], "Requests that may go in 5 minutes without touching the reserve, as configured; absent where there is no limit.";
     DEAD_LETTERED = "pg2kv_dead_lettered_total", Counter, ["sync", "reason"], "Keys that went to the dead letters.";
     DEAD_LETTERS = "pg2kv_dead_letters", Gauge, ["sync", "reason"], "Keys in the dead letters.";
     OUTBOX_ROWS = "pg2kv_outbox_rows", Gauge, [], "Rows in the outbox, estimated from statistics where there are many.";
+    OUTBOX_OLDEST_AGE = "pg2kv_oldest_outbox_row_age_seconds", Gauge, [], "Age of the oldest row of the outbox, those of syncs that are not configured included.";
     OUTBOX_DEAD_ROWS = "pg2kv_outbox_dead_rows", Gauge, [], "Dead row versions of the outbox that autovacuum has not removed.";
     CLAIMS = "pg2kv_claims", Gauge, [], "Claims that are not settled.";
     NOTIFICATION_QUEUE_USAGE = "pg2kv_notification_queue_usage_ratio", Gauge, [], "Share of the server's notification queue that is in use, 0 to 1.";
@@ -79,6 +83,7 @@ metrics! {
     BACKFILL_ESTIMATE = "pg2kv_backfill_estimate_rows", Gauge, ["sync"], "Rows that the running backfill has in all, estimated.";
     BACKFILLS = "pg2kv_backfills_total", Counter, ["sync"], "Backfills that were done to the end.";
     BUILD_INFO = "pg2kv_build_info", Gauge, ["version", "revision"], "Always 1; the labels say what runs.";
+    LOOP_AGE = "pg2kv_loop_age_seconds", Gauge, [], "Time since the daemon's loop went round last. Above 15 it is stuck, and its other gauges are old.";
     START_TIME = "pg2kv_start_time_seconds", Gauge, [], "Unix time at which the process started.";
 }
 

@@ -8,6 +8,7 @@ mod daemon;
 mod deploy;
 mod emulator;
 mod kv;
+mod observe;
 mod ops;
 mod postgres;
 mod simulation;

@@ -130,10 +130,12 @@ impl Daemon {
             .iter()
             .map(|sync| sync.source.name.clone())
             .collect();
+        let teller = Teller::new(names.clone(), settings.log_keys);
+        teller.tell_limits(&settings.relay);
         let mut relay = Relay::new(settings.relay, fastrand::u64(..));
         let report = Report {
             status: relay.status(clock::now()),
-            syncs: Arc::new(names.clone()),
+            syncs: Arc::new(names),
             gauges: None,
             reached: false,
             failure: None,
@@ -153,7 +155,7 @@ impl Daemon {
         let daemon = Self {
             relay,
             world: Arc::new(world),
-            teller: Teller::new(names, settings.log_keys),
+            teller,
             tasks: JoinSet::new(),
             leadership: None,
             report,

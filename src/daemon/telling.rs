@@ -9,10 +9,12 @@ use metrics::{counter, gauge, histogram};
 use tracing::{error, info, warn};
 
 use super::clock;
-use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId, fingerprint};
-use crate::ledger::Examined;
+use crate::change::{
+    AmbiguousReason, Answer, Mono, NotSentReason, Outcome, PoisonReason, SyncId, fingerprint,
+};
+use crate::ledger::{Examined, FailureKind};
 use crate::metrics as names;
-use crate::relay::{BlockReason, HoldReason, Notice, Phase, Status};
+use crate::relay::{self, BlockReason, HoldReason, Notice, Phase, Status, StatusSync};
 use crate::source::Gauges;
 
 /// The same kind of trouble is logged this often at most; metrics count each.
@@ -30,6 +32,24 @@ const HOLD_REASONS: [HoldReason; 3] = [
     HoldReason::NamespaceGone,
     HoldReason::Unexpected,
 ];
+const POISON_REASONS: [PoisonReason; 7] = [
+    PoisonReason::IllegalKey,
+    PoisonReason::KeyTooLong,
+    PoisonReason::ValueTooLarge,
+    PoisonReason::BadMetadata,
+    PoisonReason::BadExpiry,
+    PoisonReason::RowError,
+    PoisonReason::Rejected,
+];
+const FAILURE_KINDS: [FailureKind; 6] = [
+    FailureKind::Connection,
+    FailureKind::Fenced,
+    FailureKind::Row,
+    FailureKind::Relation,
+    FailureKind::Transient,
+    FailureKind::Refused,
+];
+const STATUS_CLASSES: [&str; 4] = ["none", "2xx", "4xx", "5xx"];
 
 /// Tells people what happens.
 #[derive(Debug)]
@@ -44,8 +64,16 @@ pub(super) struct Teller {
 }
 
 impl Teller {
+    /// Counters begin at 0: a rate cannot see one that appears with its first event.
     pub(super) fn new(syncs: Vec<String>, log_keys: bool) -> Self {
         for sync in &syncs {
+            for reason in POISON_REASONS {
+                let labels = [
+                    ("sync", sync.clone()),
+                    ("reason", reason.as_str().to_owned()),
+                ];
+                counter!(names::DEAD_LETTERED, &labels).absolute(0);
+            }
             for op in ["put", "delete"] {
                 counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => op).absolute(0);
             }
@@ -64,11 +92,30 @@ impl Teller {
         ] {
             counter!(name).absolute(0);
         }
+        for kind in FAILURE_KINDS {
+            counter!(names::LEDGER_FAILURES, "kind" => kind.as_str()).absolute(0);
+        }
+        for class in STATUS_CLASSES {
+            counter!(names::KV_REQUESTS, "status_class" => class).absolute(0);
+        }
         Self {
             syncs,
             log_keys,
             logged: HashMap::new(),
             dead_letters_told: Vec::new(),
+        }
+    }
+
+    /// What the configuration allows, so that alerts and panels need no copy of it.
+    pub(super) fn tell_limits(&self, limits: &relay::Settings) {
+        gauge!(names::QUEUE_LIMIT).set(limits.queue.keys_max as f64);
+        gauge!(names::MAX_WAIT).set(limits.queue.max_wait.as_secs_f64());
+        let budget = limits.budget;
+        if budget.requests_per_window > 0 {
+            let usable = budget
+                .requests_per_window
+                .saturating_sub(budget.reserve_requests);
+            gauge!(names::BUDGET_LIMIT).set(f64::from(usable));
         }
     }
 
@@ -240,9 +287,9 @@ impl Teller {
         }
     }
 
-    pub(super) fn tell_status(&self, status: &Status) {
+    pub(super) fn tell_status(&mut self, status: &Status) {
         let leading = status.phase == Phase::Leading || status.phase == Phase::Draining;
-        gauge!(names::LEADER).set(f64::from(u8::from(leading)));
+        gauge!(names::LEADER).set(flag(leading));
         gauge!(names::EPOCH).set(status.epoch.map_or(0.0, |epoch| epoch.0 as f64));
         gauge!(names::QUEUE_KEYS).set(status.queue_keys as f64);
         gauge!(names::IN_FLIGHT_KEYS).set(status.in_flight_keys as f64);
@@ -255,39 +302,24 @@ impl Teller {
                 .blocked
                 .as_ref()
                 .is_some_and(|block| block.reason == reason);
-            gauge!(names::BLOCKED, "reason" => reason.as_str()).set(f64::from(u8::from(blocked)));
+            gauge!(names::BLOCKED, "reason" => reason.as_str()).set(flag(blocked));
         }
-        for (name, sync) in self.syncs.iter().zip(&status.syncs) {
-            for reason in HOLD_REASONS {
-                let held = sync.hold.as_ref().is_some_and(|(why, ..)| *why == reason);
-                let labels = [
-                    ("sync", name.clone()),
-                    ("reason", reason.as_str().to_owned()),
-                ];
-                gauge!(names::SYNC_ON_HOLD, &labels).set(f64::from(u8::from(held)));
-            }
-            gauge!(names::TRIGGERS_FAULTY, "sync" => name.clone())
-                .set(f64::from(u8::from(sync.fault.is_some())));
-            let held = sync
-                .deletes_held
-                .map_or(0, |held| held.keys as u64 + held.ahead);
-            gauge!(names::DELETES_HELD, "sync" => name.clone()).set(held as f64);
-            let running = sync.backfill.is_some();
-            gauge!(names::BACKFILL_RUNNING, "sync" => name.clone())
-                .set(f64::from(u8::from(running)));
-            if let Some(backfill) = &sync.backfill {
-                gauge!(names::BACKFILL_DONE, "sync" => name.clone()).set(backfill.done as f64);
-                gauge!(names::BACKFILL_ESTIMATE, "sync" => name.clone())
-                    .set(backfill.estimate.unwrap_or(0) as f64);
-            }
+        for (index, name) in self.syncs.iter().enumerate() {
+            sync_gauges(name, status.syncs.get(index));
         }
         let age = status.oldest_change_age.unwrap_or_default();
         gauge!(names::OLDEST_CHANGE_AGE).set(age.as_secs_f64());
+        if !leading {
+            // What it read while it led is no longer its to tell.
+            self.tell_gauges(&Gauges::default());
+        }
     }
 
     /// The ledger, as the leader reads it every ten seconds.
     pub(super) fn tell_gauges(&mut self, gauges: &Gauges) {
         gauge!(names::OUTBOX_ROWS).set(gauges.outbox_rows as f64);
+        let age = gauges.oldest_age.unwrap_or_default();
+        gauge!(names::OUTBOX_OLDEST_AGE).set(age.as_secs_f64());
         gauge!(names::OUTBOX_DEAD_ROWS).set(gauges.outbox_dead_rows as f64);
         gauge!(names::CLAIMS).set(gauges.claims as f64);
         gauge!(names::NOTIFICATION_QUEUE_USAGE).set(gauges.notify_queue_usage);
@@ -365,6 +397,37 @@ impl Teller {
             .cloned()
             .unwrap_or_default()
     }
+}
+
+/// The gauges of one sync; all 0 where this process does not lead.
+fn sync_gauges(name: &str, sync: Option<&StatusSync>) {
+    for reason in HOLD_REASONS {
+        let held = sync
+            .and_then(|sync| sync.hold.as_ref())
+            .is_some_and(|(why, ..)| *why == reason);
+        let labels = [
+            ("sync", name.to_owned()),
+            ("reason", reason.as_str().to_owned()),
+        ];
+        gauge!(names::SYNC_ON_HOLD, &labels).set(flag(held));
+    }
+    let faulty = sync.is_some_and(|sync| sync.fault.is_some());
+    gauge!(names::TRIGGERS_FAULTY, "sync" => name.to_owned()).set(flag(faulty));
+    let held = sync
+        .and_then(|sync| sync.deletes_held)
+        .map_or(0, |held| held.keys as u64 + held.ahead);
+    gauge!(names::DELETES_HELD, "sync" => name.to_owned()).set(held as f64);
+    let backfill = sync.and_then(|sync| sync.backfill.as_ref());
+    gauge!(names::BACKFILL_RUNNING, "sync" => name.to_owned()).set(flag(backfill.is_some()));
+    let (done, estimate) = backfill.map_or((0, 0), |backfill| {
+        (backfill.done, backfill.estimate.unwrap_or(0))
+    });
+    gauge!(names::BACKFILL_DONE, "sync" => name.to_owned()).set(done as f64);
+    gauge!(names::BACKFILL_ESTIMATE, "sync" => name.to_owned()).set(estimate as f64);
+}
+
+fn flag(on: bool) -> f64 {
+    f64::from(u8::from(on))
 }
 
 fn dead_letters(sync: &str, reason: String) -> metrics::Gauge {

@@ -14,11 +14,13 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::{Report, Watcher};
+use crate::metrics as names;
 use crate::relay::Phase;
 
 /// A loop that did not go round for this long is stuck. It goes round each second at least.
@@ -152,6 +154,8 @@ async fn readyz(State(ops): State<Ops>) -> Response {
 
 async fn metrics(State(ops): State<Ops>) -> Response {
     metrics_process::Collector::default().collect();
+    // Here, because a loop that is stuck tells nothing of itself.
+    gauge!(names::LOOP_AGE).set(ops.watcher.loop_age().as_secs_f64());
     let body = ops.metrics.render();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], body).into_response()

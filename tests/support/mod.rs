@@ -4,6 +4,7 @@ pub(crate) mod load;
 pub(crate) mod node;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod wait;
 pub(crate) mod world;

@@ -1,7 +1,8 @@
 //! Programs of others that run on Node: installed once, run as child processes.
 //!
-//! Owns `tests/peers`: its lock file names every package, Node itself among them. Only the first
-//! installation needs an `npm`, and with it any Node. Knows nothing of what the scripts do.
+//! Owns `tests/peers`, and the packages of `deploy/grafana/source`: their lock files name every package, Node
+//! itself among them. Only the first installation needs an `npm`, and with it any Node. Knows nothing
+//! of what the scripts do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,8 +33,14 @@ pub(crate) struct Service {
 impl Peers {
     /// Installs the packages unless they are. Of several processes one does it, the others wait.
     pub(crate) fn installed() -> Self {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
-        let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peers.lock");
+        Self::installed_in("tests/peers")
+    }
+
+    /// The same for another directory of this repository.
+    pub(crate) fn installed_in(directory: &str) -> Self {
+        let lock = format!("{}.lock", directory.replace('/', "-"));
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+        let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join(lock);
         let lock = fs::File::create(&lock).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
 
@@ -101,6 +108,16 @@ impl Peers {
         assert!(output.status.success(), "{script} failed: {errors}");
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{script} printed no JSON: {error}\n{errors}"))
+    }
+
+    /// Runs a script to its end with these arguments; it must succeed. Returns what it printed. There
+    /// is no deadline but that of the test.
+    pub(crate) async fn succeeds(&self, script: &str, arguments: &[&str]) -> String {
+        let output = self.command(script).args(arguments).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{script} failed: {said}\n{errors}");
+        said
     }
 
     /// Starts a script that takes `input` as its argument, prints one line of JSON once it is ready,

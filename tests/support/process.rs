@@ -133,11 +133,16 @@ impl Process {
         assert!(status.success(), "{status}");
     }
 
-    /// GET from its server for operators: status and body.
-    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+    /// Address of its server for operators.
+    pub(crate) async fn address(&self) -> String {
         let line = self.logged("pg2kv started").await;
         let event: Value = serde_json::from_str(&line).unwrap();
-        let listen = event["listen"].as_str().unwrap();
+        event["listen"].as_str().unwrap().to_owned()
+    }
+
+    /// GET from its server for operators: status and body.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let listen = self.address().await;
         let reply = self.http.get(format!("http://{listen}{path}")).send().await;
         let reply = reply.unwrap();
         (reply.status().as_u16(), reply.text().await.unwrap())
