@@ -14,72 +14,69 @@ pub async fn notify(mut watcher: Watcher) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
-    let mut said = Said::default();
     let watched = sd_notify::watchdog_enabled().is_some();
+    let mut known = Known::default();
+    let mut warned = false;
     while let Some(report) = watcher.next().await {
-        let state = said.about(&report);
-        let mut message = Vec::new();
-        if state.ready {
-            message.push(NotifyState::Ready);
-        }
-        if state.stopping {
-            message.push(NotifyState::Stopping);
-        }
-        if let Some(status) = state.status {
-            message.push(NotifyState::Status(status));
-        }
+        let state = Known::from(&report, known);
+        let mut message = state.message(known);
         if watched {
             message.push(NotifyState::Watchdog);
         }
         if message.is_empty() {
             continue;
         }
-        if let Err(error) = sd_notify::notify(&message) {
-            // Once: without the messages systemd restarts us, and its log says so itself.
-            tracing::warn!(%error, "systemd cannot be told how it goes; look at NOTIFY_SOCKET");
-            return;
+        match sd_notify::notify(&message) {
+            // What could not be told is told with the next report.
+            Ok(()) => known = state,
+            Err(error) if !warned => {
+                warned = true;
+                tracing::warn!(%error, "systemd cannot be told how it goes; look at NOTIFY_SOCKET");
+            }
+            Err(_) => {}
         }
     }
 }
 
-/// What systemd knows already.
-#[derive(Debug, Default)]
-struct Said {
+/// What systemd knows of us, or should.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
     ready: bool,
     stopping: bool,
-    status: Option<&'static str>,
+    status: &'static str,
 }
 
-/// What is new.
-#[derive(Debug, PartialEq, Eq)]
-struct News {
-    ready: bool,
-    stopping: bool,
-    status: Option<&'static str>,
-}
-
-impl Said {
-    fn about(&mut self, report: &Report) -> News {
+impl Known {
+    /// What it should know by this report. A standby is ready, as /readyz has it, and ready is for
+    /// good.
+    fn from(report: &Report, before: Self) -> Self {
         let phase = report.status.phase;
-        let stops = matches!(phase, Phase::Draining | Phase::Done);
-        // As /readyz has it: a standby is ready.
-        let ready = report.reached && !stops && !self.ready;
-        let stopping = stops && !self.stopping;
-        self.ready |= ready;
-        self.stopping |= stopping;
-        let status = match phase {
-            _ if stops => "stopping: finishing what is in flight",
-            Phase::Leading => "leading",
-            Phase::Standby => "standing by: another process leads",
-            _ if report.reached => "asking for the lease",
-            _ => "Postgres was not reached yet",
-        };
-        let changed = self.status != Some(status);
-        self.status = Some(status);
-        News {
-            ready,
+        let stopping = matches!(phase, Phase::Draining | Phase::Done);
+        Self {
+            ready: before.ready || (report.reached && !stopping),
             stopping,
-            status: changed.then_some(status),
+            status: match phase {
+                Phase::Draining | Phase::Done => "stopping: finishing what is in flight",
+                Phase::Leading => "leading",
+                Phase::Standby => "standing by: another process leads",
+                Phase::Starting if report.reached => "asking for the lease",
+                Phase::Starting => "Postgres was not reached yet",
+            },
         }
+    }
+
+    /// What is new to one who knows `before`.
+    fn message(self, before: Self) -> Vec<NotifyState<'static>> {
+        let mut message = Vec::new();
+        if self.ready && !before.ready {
+            message.push(NotifyState::Ready);
+        }
+        if self.stopping && !before.stopping {
+            message.push(NotifyState::Stopping);
+        }
+        if self.status != before.status {
+            message.push(NotifyState::Status(self.status));
+        }
+        message
     }
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chart;
+mod development;
 mod files;
 mod manifests;
 mod tools;
