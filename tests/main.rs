@@ -5,6 +5,7 @@ mod audit;
 mod chaos;
 mod config;
 mod daemon;
+mod deploy;
 mod emulator;
 mod kv;
 mod observe;

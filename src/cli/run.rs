@@ -10,7 +10,7 @@ use super::output::Failure;
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::metrics;
-use crate::ops::Server;
+use crate::ops::{Server, systemd};
 
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight. A second signal exits at once.
 pub(super) async fn execute(config: Config) -> Result<ExitCode, Failure> {
@@ -19,6 +19,7 @@ pub(super) async fn execute(config: Config) -> Result<ExitCode, Failure> {
     let kv = super::kv_client(&config)?;
     let (daemon, watcher) = Daemon::new(config.daemon_settings(), kv);
     let listen = config.ops.listen;
+    let told = watcher.clone();
     let server = Server::bind(listen, &config.ops.hosts, watcher, metrics)
         .await
         .map_err(|error| {
@@ -39,6 +40,7 @@ pub(super) async fn execute(config: Config) -> Result<ExitCode, Failure> {
     }
     let served = CancellationToken::new();
     let server = tokio::spawn(server.serve(served.clone()));
+    tokio::spawn(systemd::notify(told));
     daemon.run(shutdown).await;
     served.cancel();
     // It ends within a second, and nothing of value is lost if it does not.

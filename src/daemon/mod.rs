@@ -121,8 +121,9 @@ impl Watcher {
         self.report.mark_changed();
     }
 
-    /// Waits for a report that was not seen yet; `None` once the daemon is gone.
-    pub async fn changed(&mut self) -> Option<Report> {
+    /// Waits for the next report, of which there is one a second at least; `None` once the daemon is
+    /// gone.
+    pub async fn next(&mut self) -> Option<Report> {
         self.report.changed().await.ok()?;
         Some(self.report.borrow_and_update().clone())
     }

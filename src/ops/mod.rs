@@ -6,6 +6,7 @@
 mod hosts;
 mod page;
 mod status;
+pub mod systemd;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

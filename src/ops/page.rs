@@ -79,7 +79,7 @@ async fn events(State(ops): State<Ops>) -> Response {
             if paced {
                 tokio::time::sleep(EVENT_INTERVAL).await;
             }
-            let report = watcher.changed().await?;
+            let report = watcher.next().await?;
             // What serialises once serialises always; an empty event would be drawn as an error.
             let event = Event::default()
                 .event("status")

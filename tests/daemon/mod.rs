@@ -21,6 +21,7 @@ mod replication;
 mod resync;
 mod secrets;
 mod shutdown;
+mod systemd;
 
 use std::time::Duration;
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod dashboard;
+mod image;
 mod incidents;
 mod runbooks;
 

@@ -1,5 +1,6 @@
 //! The real binary as a child process, with its log.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -27,7 +28,13 @@ pub(crate) struct Process {
 impl Process {
     /// Starts the daemon with this configuration file and nothing from our own environment.
     pub(crate) fn run(config: &Path) -> Self {
+        Self::run_with(config, &[])
+    }
+
+    /// The same with these variables.
+    pub(crate) fn run_with(config: &Path, variables: &[(&str, &OsStr)]) -> Self {
         let mut child = command()
+            .envs(variables.iter().copied())
             .args(["run", "--config"])
             .arg(config)
             .stdin(Stdio::null())
