@@ -338,7 +338,11 @@ impl Teller {
             gauge!(names::BLOCKED, "reason" => reason.as_str()).set(flag(blocked));
         }
         for (index, name) in self.syncs.iter().enumerate() {
-            sync_gauges(name, status.syncs.get(index), left.get(index).copied().flatten());
+            sync_gauges(
+                name,
+                status.syncs.get(index),
+                left.get(index).copied().flatten(),
+            );
         }
         let age = status.oldest_change_age.unwrap_or_default();
         gauge!(names::OLDEST_CHANGE_AGE).set(age.as_secs_f64());
