@@ -165,7 +165,7 @@ impl Daemon {
         let mut relay = Relay::new(settings.relay, fastrand::u64(..));
         let report = Report {
             status: relay.status(clock::now()),
-            syncs: Arc::new(names),
+            syncs: Arc::new(names.clone()),
             gauges: None,
             reached: false,
             failure: None,
