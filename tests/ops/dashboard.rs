@@ -50,7 +50,7 @@ impl Load {
             for n in 0_u32.. {
                 tick.tick().await;
                 let wave = (f64::from(n) / 60.0).sin() + (f64::from(n) / 13.0).sin() / 3.0;
-                let users = (45.0 + 30.0 * wave) as u32;
+                let users = (45.0 + 30.0 * wave) as i32;
                 let first = n * 37 % USERS;
                 let sql = format!(
                     "update public.users set plan = 'plan {n}' where id between {first} and {first} + {users};
