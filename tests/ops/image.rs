@@ -93,6 +93,8 @@ impl Storage {
         let sysroot = String::from_utf8(sysroot.stdout).unwrap();
         let built = self.buildah(&[
             "bud",
+            // What did not change since the last time is not done again.
+            "--layers",
             "--isolation=chroot",
             "--pull-never",
             "--network=host",
