@@ -13,6 +13,7 @@
 //! for each that differs. Documents are rendered and dropped in chunks.
 
 mod compare;
+pub mod explain;
 
 use std::time::Duration;
 
@@ -104,6 +105,9 @@ pub enum Error {
     /// Workers KV.
     #[error("listing the names in Workers KV: {}", .0.detail)]
     Kv(Answer),
+    /// Workers KV, asked for one pair.
+    #[error("reading the pair in Workers KV: {}", .0.detail)]
+    Pair(Answer),
 }
 
 /// Compares one sync; `tell` hears of each page and chunk.

@@ -297,9 +297,14 @@ pub(super) async fn examine(leader: Leader) -> Done {
     Done::Event(Event::Examined(examined.map_err(Failure::from)))
 }
 
-pub(super) async fn gauges(leader: Leader) -> Done {
+/// `held`: keys of each sync that wait for approval of their deletes.
+pub(super) async fn gauges(leader: Leader, held: Vec<(SyncId, Option<u64>)>) -> Done {
     let began = clock::now();
-    match leader.session.gauges().await {
+    let asked = async {
+        leader.session.note_held(&held).await?;
+        leader.session.gauges().await
+    };
+    match asked.await {
         Ok(gauges) => Done::Gauges(began, gauges),
         Err(error) => {
             tracing::debug!(%error, "the gauges of the ledger could not be read");

@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::effects::{Done, Leadership, World};
 use self::telling::Teller;
+use crate::change::SyncId;
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind};
-use crate::relay::{Effect, Event, Notice, Phase, Relay, Status};
+use crate::relay::{Effect, Event, Notice, Phase, Relay, Status, StatusSync};
 use crate::sink::kv::{KvClient, TokenReload};
 use crate::sink::setup::NamespaceId;
 use crate::source::{self, SyncSource};
@@ -206,6 +207,9 @@ impl Daemon {
         if out.notices.iter().any(is_news) || self.relay.phase() != before {
             self.publish();
         }
+        if out.notices.iter().any(is_brake) {
+            self.read_gauges();
+        }
         for notice in out.notices {
             self.teller.tell(notice);
         }
@@ -299,8 +303,9 @@ impl Daemon {
 
     fn read_gauges(&mut self) {
         if let Some(leader) = self.leadership.as_ref().and_then(Leadership::leader) {
+            let held = self.held_deletes();
             self.tasks
-                .spawn(async move { effects::gauges(leader).await });
+                .spawn(async move { effects::gauges(leader, held).await });
         }
     }
 
@@ -316,6 +321,16 @@ impl Daemon {
         let report = self.report.borrow();
         let mut syncs = report.status.syncs.iter();
         syncs.any(|sync| sync.deletes_held.is_some())
+    }
+
+    /// Keys of each sync that wait for approval of their deletes, as of the last report.
+    fn held_deletes(&self) -> Vec<(SyncId, Option<u64>)> {
+        let report = self.report.borrow();
+        let held = |sync: &StatusSync| sync.deletes_held.map(|held| held.keys as u64 + held.ahead);
+        (0..)
+            .map(SyncId)
+            .zip(report.status.syncs.iter().map(held))
+            .collect()
     }
 
     fn reload_token(&mut self) {
@@ -335,6 +350,14 @@ fn failure_of(notice: &Notice) -> Option<&Failure> {
         Notice::SessionFailed(failure) => Some(failure),
         _ => None,
     }
+}
+
+/// Whether the brake has closed or opened, which stands in the ledger too.
+fn is_brake(notice: &Notice) -> bool {
+    matches!(
+        notice,
+        Notice::DeletesHeld { .. } | Notice::DeletesResumed { .. }
+    )
 }
 
 /// Whether the report must not wait for its second: these are rare, and a probe tells of them.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::types::ToSql;
 
 use super::error::{Error, Kind, Place};
 use super::lease::LOCK_CLASS;
@@ -157,26 +158,9 @@ impl Admin {
     pub async fn status(&self) -> Result<Status, Error> {
         let doing = "reading the status";
         recover::require_schema(&self.settings, &self.link).await?;
+        let leader = leader(&self.link, &self.settings).await?;
         let client = self.link.client();
-        let (lease, status) = (self.settings.sql(LEASE), self.settings.sql(STATUS));
-        let class = i64::from(LOCK_CLASS);
-        let leader = self
-            .link
-            .call(
-                doing,
-                2,
-                Place::Own,
-                client.query_opt(&lease, &[&class, &self.settings.schema]),
-            )
-            .await?
-            .and_then(|row| {
-                Some(Leader {
-                    holder: row.get::<_, Option<String>>(0)?,
-                    epoch: row.get(1),
-                    since: row.get(2),
-                    alive: row.get(3),
-                })
-            });
+        let status = self.settings.sql(STATUS);
         let rows = self
             .link
             .call(doing, 2, Place::Own, client.query(&status, &[]))
@@ -204,6 +188,29 @@ impl Admin {
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
+}
+
+/// Who leads, or led last.
+pub(super) async fn leader(link: &Link, settings: &Settings) -> Result<Option<Leader>, Error> {
+    let sql = settings.sql(LEASE);
+    let class = i64::from(LOCK_CLASS);
+    let parameters: [&(dyn ToSql + Sync); 2] = [&class, &settings.schema];
+    let row = link
+        .call(
+            "asking who leads",
+            2,
+            Place::Own,
+            link.client().query_opt(&sql, &parameters),
+        )
+        .await?;
+    Ok(row.and_then(|row| {
+        Some(Leader {
+            holder: row.get::<_, Option<String>>(0)?,
+            epoch: row.get(1),
+            since: row.get(2),
+            alive: row.get(3),
+        })
+    }))
 }
 
 /// An error of our own SQL, in the server's words.

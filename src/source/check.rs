@@ -101,7 +101,8 @@ const PRIVILEGES: &str = "\
     from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)')) as w(name)
     where not has_function_privilege(w.name, 'execute')
     union all
-    select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'))
+    select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'),
+      ('sync', 'deletes_held'))
       as c(name, col)
     where not has_column_privilege('pg2kv.' || c.name, c.col, 'update')";
 

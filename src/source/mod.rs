@@ -20,6 +20,7 @@ mod claim;
 mod deletes;
 pub mod doorbell;
 pub mod error;
+pub mod explain;
 mod frontier;
 mod gauges;
 pub mod lease;

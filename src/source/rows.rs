@@ -93,6 +93,8 @@ pub(crate) struct Plan {
     pub(crate) walk_all: Statement,
     /// `$1`: the texts of the key columns, each a JSON array, as `text[]`. Gives the keys.
     pub(crate) keys: Statement,
+    /// SQL. `$1`: position, `$2`: key. Whether a walk at the position has the key ahead of it.
+    pub(crate) ahead: String,
     /// Number of key columns.
     pub(crate) columns: usize,
     /// Bytes of a row's document, a first guess.
@@ -158,6 +160,7 @@ impl Plan {
             walk,
             walk_all,
             keys,
+            ahead: table.ahead(),
             columns: table.columns.len(),
             row_bytes,
         })
@@ -374,6 +377,25 @@ impl Table {
             order = join(&|_, column| format!("{alias}.{}", column.name), ", "),
         )
     }
+
+    /// Whether a key stands behind a position, in the order of [`Self::walk`].
+    fn ahead(&self) -> String {
+        let ordered: Vec<(usize, &KeyColumn)> = self
+            .order
+            .iter()
+            .map(|at| (*at, &self.columns[*at]))
+            .collect();
+        let typed: Vec<String> = ordered
+            .iter()
+            .map(|(at, column)| format!("{} as {}", column.typed("u.key", *at), column.name))
+            .collect();
+        format!(
+            "select {} from (select {} from (select $2::text::jsonb as key) as u) as pg2kv_key",
+            after("pg2kv_key", &ordered),
+            typed.join(", ")
+        )
+    }
+
     /// The key of a row, as the trigger makes it.
     fn key_of_row(&self) -> String {
         let columns: Vec<String> = self

@@ -298,6 +298,17 @@ impl Session {
         self.bulk.advance(self.epoch, self.sync(sync)?, to).await
     }
 
+    /// Notes for people how many keys of each sync wait for approval of their deletes. Fenced: after
+    /// a takeover it does nothing.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`.
+    pub async fn note_held(&self, held: &[(SyncId, Option<u64>)]) -> Result<(), Error> {
+        self.watch
+            .note_held(self.bulk.link(), self.epoch, held, &self.syncs)
+            .await
+    }
+
     /// Numbers for metrics.
     ///
     /// # Errors
