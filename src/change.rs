@@ -132,6 +132,9 @@ pub struct Change {
 pub enum Changed {
     /// The document of this key.
     Key(Key),
+    /// The document of this key, which is to be written even if it is what was written last: KV was
+    /// seen to have another one, or none.
+    Again(Key),
     /// Every document of the sync (TRUNCATE, `pg2kv.resync`).
     Everything,
 }

@@ -21,7 +21,8 @@ pub enum FetchMode {
 pub struct Fetched {
     /// Rows of configured syncs, none returned twice in one session but for rare, harmless repeats.
     pub changes: Vec<Change>,
-    /// Rows of syncs that are not configured here; they stay in the outbox.
+    /// Rows of syncs that are not configured here, and markers that this version does not know; they
+    /// stay in the outbox.
     pub ignored: u64,
     /// The limit was reached; more rows may wait.
     pub more: bool,
@@ -167,6 +168,17 @@ pub struct DeleteFacts {
     pub keys: Option<u64>,
     /// A person has approved of any number of deletes, for this much longer.
     pub approved_for: Option<Duration>,
+}
+
+/// What the ledger says about comparisons of a sync with KV.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditFacts {
+    /// The sync.
+    pub sync: SyncId,
+    /// Time since the last one ended, or since the sync was watched where there was none.
+    pub age: Duration,
+    /// Why the next one may not wait for its time.
+    pub owed: Option<String>,
 }
 
 /// Why the ledger, or a read of rows, did not answer.

@@ -78,6 +78,10 @@ metrics! {
     BACKFILL_DONE = "pg2kv_backfill_done_rows", Gauge, ["sync"], "Rows and names that the running backfill has done.";
     BACKFILL_ESTIMATE = "pg2kv_backfill_estimate_rows", Gauge, ["sync"], "Rows that the running backfill has in all, estimated.";
     BACKFILLS = "pg2kv_backfills_total", Counter, ["sync"], "Backfills that were done to the end.";
+    AUDITS = "pg2kv_audits_total", Counter, ["sync"], "Comparisons of KV with the rows that were done to the end.";
+    AUDIT_DRIFTED_KEYS = "pg2kv_audit_drifted_keys_total", Counter, ["sync", "drift"], "Keys that differed between KV and the rows for no reason, by how; each is written again.";
+    AUDIT_KEYS = "pg2kv_audit_keys", Gauge, ["sync", "state"], "Keys as the last comparison found them.";
+    AUDIT_LAST_SUCCESS = "pg2kv_audit_last_success_timestamp_seconds", Gauge, ["sync"], "Unix time at which the last comparison ended, by whichever process; missing before the first.";
     BUILD_INFO = "pg2kv_build_info", Gauge, ["version", "revision"], "Always 1; the labels say what runs.";
     START_TIME = "pg2kv_start_time_seconds", Gauge, [], "Unix time at which the process started.";
 }

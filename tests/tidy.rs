@@ -106,7 +106,8 @@ fn imports_run_one_way() {
         (
             "daemon",
             vec![
-                "change", "ledger", "document", "queue", "relay", "source", "sink", "metrics",
+                "audit", "change", "ledger", "document", "queue", "relay", "source", "sink",
+                "metrics",
             ],
         ),
         (

@@ -95,7 +95,9 @@ create table if not exists pg2kv.sync (
 alter table pg2kv.sync
   add column if not exists keys_estimate bigint,
   add column if not exists deletes_approved_until timestamptz,
-  add column if not exists deletes_held bigint;
+  add column if not exists deletes_held bigint,
+  add column if not exists audited_at timestamptz,
+  add column if not exists audit_owed text;
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
 comment on column pg2kv.sync.backfilled_at is
   'When the daemon last finished a walk over all rows; null makes it begin one, -infinity once the triggers are in order again';
@@ -105,6 +107,8 @@ comment on column pg2kv.sync.deletes_approved_until is
   'Any number of keys may be deleted from KV until then; see approve_deletes()';
 comment on column pg2kv.sync.deletes_held is
   'Keys, about, whose deletes the daemon holds until somebody approves; null while it holds none';
+comment on column pg2kv.sync.audited_at is 'When the daemon last compared KV with the rows';
+comment on column pg2kv.sync.audit_owed is 'Why the daemon compares as soon as it can; null means when it is time';
 comment on column pg2kv.sync.columns is 'Columns whose change counts, besides the key; null means every column';
 
 create table if not exists pg2kv.outbox (
@@ -122,7 +126,8 @@ create table if not exists pg2kv.outbox (
   autovacuum_analyze_threshold = 50000
 );
 comment on table pg2kv.outbox is 'Keys to look at again; the triggers insert, the daemon deletes';
-comment on column pg2kv.outbox.key is 'Values of the key columns in order; null means every key of the sync';
+comment on column pg2kv.outbox.key is
+  'Values of the key columns in order; null means every key of the sync, {"again": [...]} a key to be written whatever is known';
 
 create table if not exists pg2kv.claim (
   id bigint generated always as identity primary key,
@@ -675,7 +680,8 @@ revoke all on all tables in schema pg2kv from public;
 revoke all on all functions in schema pg2kv from public;
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
-grant select, update (backfilled_at, keys_estimate, deletes_held) on pg2kv.sync to pg2kv_daemon;
+grant select, update (backfilled_at, keys_estimate, deletes_held, audited_at, audit_owed)
+  on pg2kv.sync to pg2kv_daemon;
 grant select, insert, delete on pg2kv.outbox to pg2kv_daemon;
 grant select, insert, update, delete
   on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.lease to pg2kv_daemon;

@@ -1,16 +1,18 @@
-//! What stands in KV against what rows say: 128 bits for a key, 128 bits for a content. Pure.
+//! What stands in KV against what rows say: 64 bits for a name, 64 bits for a content. Pure.
 //!
-//! Owns no text but that of a bounded number of samples, so that a million keys fit into memory.
+//! Two names or keys of a million share their 64 bits once in forty million times. Then one of them
+//! may count as drift and be written in vain; the next comparison does not make it worse. A content
+//! that differs counts as equal once in 2^64 times.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::change::{ContentHash, Key, KvName, Rendered};
 
-/// Keys whose text is kept for the report.
-const SAMPLES_MAX: usize = 1_000;
+/// Most keys that are told apart. Where more differ, only their number is known.
+const KEYS_MAX: usize = 100_000;
 
-/// A key or a name in 128 bits.
-pub(super) type Id = u128;
+/// A key, a name or a content in 64 bits.
+type Id = u64;
 
 /// How a pair differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,9 +41,11 @@ impl Drift {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Difference {
     pub(super) drift: Drift,
-    listed: Option<ContentHash>,
+    /// Of the pair; `None` where it cannot even be named.
+    name: Option<Id>,
+    listed: Option<Id>,
     /// `None` also where no valid pair can be made.
-    rendered: Option<ContentHash>,
+    rendered: Option<Id>,
 }
 
 /// A document of the rows against the listing.
@@ -53,26 +57,46 @@ pub(super) enum Judged {
     Unpublished,
 }
 
-/// The pairs of a listing that pg2kv wrote.
+/// Pairs as they are listed: 16 bytes each.
 #[derive(Debug, Default)]
+pub(super) struct Pairs(Vec<(Id, Id)>);
+
+impl Pairs {
+    pub(super) fn push(&mut self, name: &KvName, hash: ContentHash) {
+        self.0.push((id(name.as_str()), content(hash)));
+    }
+
+    /// The whole of them, to be judged.
+    pub(super) fn listing(mut self) -> Listing {
+        self.0.sort_unstable();
+        self.0.dedup_by_key(|(name, _)| *name);
+        self.0.shrink_to_fit();
+        Listing {
+            taken: vec![false; self.0.len()],
+            pairs: self.0,
+        }
+    }
+}
+
+/// The pairs of a listing that pg2kv wrote, in the order of their names' bits.
+#[derive(Debug)]
 pub(super) struct Listing {
-    pairs: HashMap<Id, ContentHash>,
+    pairs: Vec<(Id, Id)>,
+    /// A document has taken it out.
+    taken: Vec<bool>,
 }
 
 impl Listing {
-    pub(super) fn insert(&mut self, name: &KvName, hash: ContentHash) {
-        self.pairs.insert(id(name.as_str()), hash);
-    }
-
     /// Takes the pair of a document out, and compares. `None` is a row that cannot be rendered.
     pub(super) fn judge(&mut self, rendered: Option<&Rendered>) -> Judged {
         let (name, wanted) = match rendered {
-            Some(Rendered::Put(document)) => (Some(&document.name), Some(document.hash)),
+            Some(Rendered::Put(document)) => (Some(&document.name), Some(content(document.hash))),
             Some(Rendered::Poison(poison)) => (poison.name.as_ref(), None),
             None => (None, None),
             Some(Rendered::Delete(_) | Rendered::Nothing) => return Judged::Unpublished,
         };
-        let listed = name.and_then(|name| self.pairs.remove(&id(name.as_str())));
+        let name = name.map(|name| id(name.as_str()));
+        let listed = name.and_then(|name| self.take(name));
         if wanted.is_some() && listed == wanted {
             return Judged::Equal;
         }
@@ -82,14 +106,36 @@ impl Listing {
         };
         Judged::Different(Difference {
             drift,
+            name,
             listed,
             rendered: wanted,
         })
     }
 
+    fn take(&mut self, name: Id) -> Option<Id> {
+        let place = self.find(name)?;
+        let taken = std::mem::replace(&mut self.taken[place], true);
+        (!taken).then_some(self.pairs[place].1)
+    }
+
+    fn find(&self, name: Id) -> Option<usize> {
+        self.pairs
+            .binary_search_by_key(&name, |(name, _)| *name)
+            .ok()
+    }
+
+    /// Forgets the pairs that documents have taken out.
+    pub(super) fn keep_left(&mut self) {
+        let mut taken = std::mem::take(&mut self.taken).into_iter();
+        self.pairs.retain(|_| taken.next() == Some(false));
+        self.pairs.shrink_to_fit();
+        self.taken = vec![false; self.pairs.len()];
+    }
+
     /// Whether the pair is still here with this content: no document has taken it out.
     pub(super) fn holds(&self, name: &KvName, hash: ContentHash) -> bool {
-        self.pairs.get(&id(name.as_str())) == Some(&hash)
+        self.find(id(name.as_str()))
+            .is_some_and(|place| !self.taken[place] && self.pairs[place].1 == content(hash))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -97,25 +143,29 @@ impl Listing {
     }
 }
 
-/// Differences by key.
+/// Differences by key, with the text of up to [`KEYS_MAX`] keys.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
     found: HashMap<Id, Difference>,
-    samples: Vec<Key>,
+    keys: Vec<Key>,
+    /// Those that are only counted, by kind.
+    more: [u64; 3],
 }
 
 impl Differences {
     pub(super) fn insert(&mut self, key: &Key, difference: Difference) {
-        self.found.insert(id(key.as_str()), difference);
-        if self.samples.len() < SAMPLES_MAX {
-            self.samples.push(key.clone());
+        if self.found.len() >= KEYS_MAX {
+            self.more[difference.drift as usize] += 1;
+        } else if self.found.insert(id(key.as_str()), difference).is_none() {
+            self.keys.push(key.clone());
         }
     }
 
-    pub(super) fn insert_orphan(&mut self, key: &Key, listed: ContentHash) {
+    pub(super) fn insert_orphan(&mut self, key: &Key, name: &KvName, listed: ContentHash) {
         let orphan = Difference {
             drift: Drift::Orphaned,
-            listed: Some(listed),
+            name: Some(id(name.as_str())),
+            listed: Some(content(listed)),
             rendered: None,
         };
         self.insert(key, orphan);
@@ -123,6 +173,13 @@ impl Differences {
 
     pub(super) fn get(&self, key: &Key) -> Option<Difference> {
         self.found.get(&id(key.as_str())).copied()
+    }
+
+    /// Names of pairs that differ, to be looked up.
+    pub(super) fn names(&self) -> Vec<Id> {
+        let mut names: Vec<Id> = self.found.values().filter_map(|one| one.name).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Takes one key out, if it is here.
@@ -133,39 +190,54 @@ impl Differences {
     /// Takes all out; returns how many they were.
     pub(super) fn clear(&mut self) -> u64 {
         let count = self.len();
-        self.found.clear();
+        *self = Self::default();
         count
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.found.len() as u64
+        self.found.len() as u64 + self.more.iter().sum::<u64>()
+    }
+
+    /// Whether some are only counted.
+    pub(super) fn is_cut(&self) -> bool {
+        self.more.iter().any(|count| *count > 0)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.found.is_empty()
+        self.len() == 0
     }
 
     pub(super) fn count(&self, drift: Drift) -> u64 {
         let same = self.found.values().filter(|found| found.drift == drift);
-        same.count() as u64
+        same.count() as u64 + self.more[drift as usize]
     }
 
-    /// Some of those that are left, at most `limit`.
-    pub(super) fn samples(&self, limit: usize) -> Vec<(Key, Drift)> {
-        let mut told = HashSet::new();
-        self.samples
-            .iter()
-            .filter(|key| told.insert(*key))
-            .filter_map(|key| Some((key.clone(), self.get(key)?.drift)))
-            .take(limit)
+    /// The keys that are left, in the order in which they were found.
+    pub(super) fn into_keys(self) -> Vec<(Key, Drift)> {
+        let Self { found, keys, .. } = self;
+        keys.into_iter()
+            .filter_map(|key| {
+                let drift = found.get(&id(key.as_str()))?.drift;
+                Some((key, drift))
+            })
             .collect()
     }
 }
 
+/// Whether a name is among [`Differences::names`].
+pub(super) fn is_among(names: &[Id], name: &KvName) -> bool {
+    names.binary_search(&id(name.as_str())).is_ok()
+}
+
 fn id(text: &str) -> Id {
-    let mut first = [0; 16];
-    first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
     Id::from_le_bytes(first)
+}
+
+/// The hash is uniform, so any of its halves will do.
+fn content(hash: ContentHash) -> Id {
+    (hash.0 >> 64) as Id
 }
 
 #[cfg(test)]
@@ -182,14 +254,14 @@ mod tests {
     }
 
     fn listing(pairs: &[(&str, &'static str)]) -> Listing {
-        let mut listing = Listing::default();
+        let mut listing = Pairs::default();
         for (id, value) in pairs {
             let Rendered::Put(document) = rendered(id, Some(value)) else {
                 panic!("a pair");
             };
-            listing.insert(&document.name, document.hash);
+            listing.push(&document.name, document.hash);
         }
-        listing
+        listing.listing()
     }
 
     fn drift(judged: Judged) -> Drift {
@@ -224,6 +296,16 @@ mod tests {
         };
         assert!(listing.holds(&four.name, four.hash));
         assert!(!listing.holds(&four.name, ContentHash(1)));
+        listing.keep_left();
+        assert!(!listing.is_empty());
+        assert!(listing.holds(&four.name, four.hash));
+        assert_eq!(
+            listing.judge(Some(&rendered("4", Some("a")))),
+            Judged::Equal
+        );
+        assert!(!listing.holds(&four.name, four.hash), "taken out");
+        listing.keep_left();
+        assert!(listing.is_empty());
     }
 
     #[test]
@@ -235,8 +317,9 @@ mod tests {
             drift(listing.judge(Some(&Rendered::Poison(poison)))),
             Drift::Stale
         );
-        assert!(listing.is_empty());
         assert_eq!(drift(listing.judge(None)), Drift::Missing);
+        listing.keep_left();
+        assert!(listing.is_empty());
     }
 
     #[test]
@@ -250,23 +333,31 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_of_what_is_left() {
+    fn keys_are_those_that_are_left() {
+        let name = KvName::new("user:1").unwrap();
         let mut differences = Differences::default();
-        for n in 0..5 {
-            differences.insert_orphan(&Key::new(format!("[{n}]")), ContentHash(n));
+        for n in [0, 1, 2, 3, 4, 2] {
+            differences.insert_orphan(&Key::new(format!("[{n}]")), &name, ContentHash(n));
         }
         assert!(differences.remove("[1]"));
         assert!(!differences.remove("[1]"));
         assert_eq!(differences.count(Drift::Orphaned), 4);
-        let samples = differences.samples(2);
-        assert_eq!(
-            samples,
-            [
-                (Key::new("[0]"), Drift::Orphaned),
-                (Key::new("[2]"), Drift::Orphaned)
-            ]
-        );
-        assert_eq!(differences.clear(), 4);
-        assert!(differences.samples(2).is_empty());
+        assert!(is_among(&differences.names(), &name));
+        let keys = [0, 2, 3, 4].map(|n| (Key::new(format!("[{n}]")), Drift::Orphaned));
+        assert_eq!(differences.into_keys(), keys);
+    }
+
+    #[test]
+    fn beyond_the_limit_they_are_counted() {
+        let name = KvName::new("user:1").unwrap();
+        let mut differences = Differences::default();
+        for n in 0..KEYS_MAX + 7 {
+            differences.insert_orphan(&Key::new(format!("[{n}]")), &name, ContentHash(1));
+        }
+        assert!(differences.is_cut());
+        assert_eq!(differences.count(Drift::Orphaned), KEYS_MAX as u64 + 7);
+        assert_eq!(differences.keys.len(), KEYS_MAX);
+        assert_eq!(differences.clear(), KEYS_MAX as u64 + 7);
+        assert!(differences.is_empty());
     }
 }

@@ -9,18 +9,14 @@
 //! two contents in both, or has a change waiting after either, was on its way. Workers KV lists a
 //! write after up to a minute: a key that was written just before may count as stale once.
 //!
-//! Memory: 32 bytes for each pair of a sync (about 80 with the table around them), and about 150
-//! for each that differs. Documents are rendered and dropped in chunks.
+//! Memory: 17 bytes for each pair of a sync, and about 150 for each that differs, of at most 100,000.
+//! Where more differ they are only counted. Documents are rendered and dropped in chunks.
 
 mod compare;
 pub mod explain;
 
-use std::time::Duration;
-
-use tokio::time::{Interval, MissedTickBehavior, interval};
-
 pub use compare::Drift;
-use compare::{Differences, Judged, Listing};
+use compare::{Differences, Judged, Listing, Pairs, is_among};
 
 use crate::change::{Answer, ContentHash, Key, KvName, Outcome, Rendered};
 use crate::document::{self, Template};
@@ -30,20 +26,20 @@ use crate::sink::setup::NamespaceId;
 use crate::source::SyncSource;
 use crate::source::audit::Auditor;
 
-/// Least time between two requests to KV. One token may send four in a second on average; the
-/// daemon's writes need most of them.
-const LIST_INTERVAL: Duration = Duration::from_millis(500);
 /// Keys walked at once.
 const CHUNK: usize = 1_000;
-/// Times that a listing is asked for before its failure counts. It changes nothing, so asking again
+/// Times that a page is asked for before its failure counts. It changes nothing, so asking again
 /// is safe.
 const ATTEMPTS: u32 = 4;
-/// Wait after a 429 that does not say how long.
-const THROTTLE_WAIT: Duration = Duration::from_secs(30);
-/// Longest wait that a 429 can ask for: the window of the limit.
-const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(300);
-/// Most keys that a report names.
-const SAMPLES_MAX: usize = 20;
+
+/// Says when requests to KV may go: they take from what one token may send.
+pub trait Pace {
+    /// Waits until the next page may be listed; `failed` is how the one before came to nothing.
+    fn page(&mut self, failed: Option<&Answer>) -> impl Future<Output = ()> + Send;
+
+    /// Waits before what differed is looked at again.
+    fn again(&mut self) -> impl Future<Output = ()> + Send;
+}
 
 /// What is compared.
 pub struct Target<'a> {
@@ -72,16 +68,22 @@ pub struct Report {
     pub dead_lettered: u64,
     /// Documents that differ because a change is on its way.
     pub pending: u64,
-    /// A walk over all rows waits or is under way, so every difference counts as pending.
-    pub walking: bool,
-    /// Some of the keys that drifted.
-    pub samples: Vec<(Key, Drift)>,
+    /// A walk over all rows waits or is under way, or more changes are on their way than can be told
+    /// apart: every difference counts as pending.
+    pub undecided: bool,
+    /// The keys that drifted; none where they are more than 100,000.
+    pub keys: Vec<(Key, Drift)>,
 }
 
 impl Report {
     /// Documents that differ for no reason.
     pub fn drifted(&self) -> u64 {
         self.missing + self.stale + self.orphaned
+    }
+
+    /// Whether so many drifted that their keys are not known.
+    pub fn is_cut(&self) -> bool {
+        self.drifted() > self.keys.len() as u64
     }
 }
 
@@ -118,10 +120,9 @@ pub async fn compare(
     auditor: &Auditor,
     kv: &KvClient,
     target: &Target<'_>,
+    pace: impl Pace,
     tell: impl FnMut(Progress),
 ) -> Result<Report, Error> {
-    let mut pace = interval(LIST_INTERVAL);
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut audit = Audit {
         auditor,
         kv,
@@ -135,24 +136,29 @@ pub async fn compare(
     Ok(audit.report)
 }
 
-struct Audit<'a, T> {
+struct Audit<'a, P, T> {
     auditor: &'a Auditor,
     kv: &'a KvClient,
     target: &'a Target<'a>,
     tell: T,
-    pace: Interval,
+    pace: P,
     progress: Progress,
     report: Report,
 }
 
-impl<T: FnMut(Progress)> Audit<'_, T> {
+impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
     async fn run(&mut self) -> Result<(), Error> {
-        let (listing, mut first) = self.first_round().await?;
-        if listing.is_empty() && first.is_empty() {
-            return Ok(());
+        let (left, mut first) = self.first_round().await?;
+        if first.is_cut() {
+            return self.judge_by_numbers(first).await;
         }
         self.drop_pending(&mut first).await?;
-        let mut drifted = self.second_round(&listing, &first).await?;
+        if self.report.undecided || (left.is_empty() && first.is_empty()) {
+            return Ok(());
+        }
+        self.pace.again().await;
+        let mut drifted = self.second_round(&left, &first).await?;
+        drop((left, first));
         self.drop_pending(&mut drifted).await?;
         let mut dead = 0;
         self.auditor
@@ -160,25 +166,47 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
                 dead += u64::from(drifted.remove(key));
             })
             .await?;
+        self.report.dead_lettered = dead;
+        self.conclude(drifted);
+        Ok(())
+    }
+
+    fn conclude(&mut self, drifted: Differences) {
         let report = &mut self.report;
-        report.dead_lettered = dead;
         report.missing = drifted.count(Drift::Missing);
         report.stale = drifted.count(Drift::Stale);
         report.orphaned = drifted.count(Drift::Orphaned);
-        report.samples = drifted.samples(SAMPLES_MAX);
+        if !drifted.is_cut() {
+            report.keys = drifted.into_keys();
+        }
+    }
+
+    /// More differ than can be told apart. If changes on their way and dead letters do not explain
+    /// most of it, the two have drifted, and no key is needed to mend that.
+    async fn judge_by_numbers(&mut self, first: Differences) -> Result<(), Error> {
+        let source = self.target.source;
+        let (mut waiting, mut dead) = (0_u64, 0_u64);
+        let every = self.auditor.pending(source, |_| waiting += 1).await?;
+        self.auditor.letters(source, |_| dead += 1).await?;
+        if every || waiting + dead > first.len() / 2 {
+            self.report.undecided = true;
+            self.report.pending = first.len();
+        } else {
+            self.conclude(first);
+        }
         Ok(())
     }
 
     /// Everything, once. The listing that comes back holds what no document has taken out.
     async fn first_round(&mut self) -> Result<(Listing, Differences), Error> {
-        let mut listing = Listing::default();
+        let mut pairs = Pairs::default();
         let mut cursor = None;
         loop {
             let page = self.page(cursor.as_deref()).await?;
             for pair in page.pairs {
                 match pair.hash {
                     Some(hash) if self.target.template.reverse(&pair.name).is_some() => {
-                        listing.insert(&pair.name, hash);
+                        pairs.push(&pair.name, hash);
                     }
                     _ => self.report.foreign += 1,
                 }
@@ -188,6 +216,7 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
                 break;
             }
         }
+        let mut listing = pairs.listing();
         let mut differences = Differences::default();
         let mut equal = 0;
         self.walk(|key, rendered| match listing.judge(rendered) {
@@ -197,6 +226,7 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
         })
         .await?;
         self.report.equal = equal;
+        listing.keep_left();
         Ok((listing, differences))
     }
 
@@ -211,7 +241,7 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
             ..Progress::default()
         };
         let mut drifted = Differences::default();
-        let mut listing = Listing::default();
+        let (mut pairs, names) = (Pairs::default(), first.names());
         let mut cursor = None;
         loop {
             let page = self.page(cursor.as_deref()).await?;
@@ -221,10 +251,12 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
                 let Some(columns) = self.target.template.reverse(&pair.name) else {
                     continue;
                 };
-                if left.holds(&pair.name, hash) {
-                    unclaimed.push((pair.name.clone(), hash, columns));
+                if is_among(&names, &pair.name) {
+                    pairs.push(&pair.name, hash);
                 }
-                listing.insert(&pair.name, hash);
+                if left.holds(&pair.name, hash) {
+                    unclaimed.push((pair.name, hash, columns));
+                }
             }
             self.orphans(unclaimed, &mut drifted).await?;
             cursor = page.next;
@@ -235,6 +267,7 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
         if first.is_empty() {
             return Ok(drifted);
         }
+        let mut listing = pairs.listing();
         let (mut equal, mut moving) = (0, 0);
         self.walk(|key, rendered| {
             let Some(before) = first.get(key) else { return };
@@ -285,7 +318,9 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
                 return;
             };
             match rendered {
-                Some(Rendered::Delete(own)) if *own == name => drifted.insert_orphan(key, hash),
+                Some(Rendered::Delete(own)) if *own == name => {
+                    drifted.insert_orphan(key, &name, hash);
+                }
                 // The row makes another name: `user:007` is not the pair of 7.
                 Some(Rendered::Delete(_)) => foreign += 1,
                 Some(Rendered::Put(document)) if document.name != name => foreign += 1,
@@ -307,7 +342,7 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
             })
             .await?;
         if every {
-            self.report.walking = true;
+            self.report.undecided = true;
             pending += differences.clear();
         }
         self.report.pending += pending;
@@ -352,30 +387,33 @@ impl<T: FnMut(Progress)> Audit<'_, T> {
         Ok(())
     }
 
-    /// The next page, at a pace that leaves the request budget to the daemon.
+    /// The next page. A failure that passes is told to the pace, which knows how long to wait.
     async fn page(&mut self, cursor: Option<&str>) -> Result<ListPage, Error> {
+        let mut failed: Option<Answer> = None;
         let mut attempts = 0;
         loop {
-            self.pace.tick().await;
             attempts += 1;
+            self.pace.page(failed.as_ref()).await;
             let prefix = self.target.template.prefix();
-            let answer = match self.kv.list(self.target.namespace, prefix, cursor).await {
+            match self.kv.list(self.target.namespace, prefix, cursor).await {
                 Ok(page) => {
                     self.progress.names += page.pairs.len() as u64;
                     (self.tell)(self.progress);
                     return Ok(page);
                 }
-                Err(answer) => answer,
-            };
-            match answer.outcome {
-                _ if attempts >= ATTEMPTS => return Err(Error::Kv(answer)),
-                Outcome::Throttled(wait) => {
-                    let wait = wait.unwrap_or(THROTTLE_WAIT).min(THROTTLE_WAIT_MAX);
-                    tokio::time::sleep(wait).await;
+                Err(answer) if attempts < ATTEMPTS && passes(&answer.outcome) => {
+                    failed = Some(answer);
                 }
-                Outcome::Ambiguous(_) => {}
-                _ => return Err(Error::Kv(answer)),
+                Err(answer) => return Err(Error::Kv(answer)),
             }
         }
     }
+}
+
+/// Whether a page may come at another try.
+fn passes(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Throttled(_) | Outcome::Ambiguous(_) | Outcome::NotSent(_)
+    )
 }

@@ -3,17 +3,30 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::args::VerifyArgs;
 use super::output::{BAD, DIM, Failure, GOOD, count, write_table};
 use super::{EXIT_UNAVAILABLE, kv_client};
-use crate::audit::{self, Progress, Report, Target};
-use crate::change::{Outcome, fingerprint};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::audit::{self, Drift, Pace, Progress, Report, Target};
+use crate::change::{Answer, Key, Outcome, fingerprint};
 use crate::config;
 use crate::source::admin::Admin;
 use crate::source::audit::Auditor;
+
+/// Least time between two requests to KV. One token may send four in a second on average; the
+/// daemon's writes need most of them.
+const LIST_INTERVAL: Duration = Duration::from_millis(500);
+/// Wait after a 429 that does not say how long.
+const THROTTLE_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait that a 429 can ask for: the window of the limit.
+const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(300);
+/// Most keys that a report names.
+const SAMPLES_MAX: usize = 20;
 
 pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<ExitCode, Failure> {
     let config = config::load(files, std::env::vars_os())?;
@@ -29,6 +42,7 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
     let settings = config.source_settings();
     let auditor = Auditor::connect(&settings).await?;
     let mut line = Line::new();
+    let mut pace = Calm::new();
     let mut found = Vec::new();
     for sync in &syncs {
         let name = sync.source.name.as_str();
@@ -37,7 +51,7 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
             template: &sync.template,
             namespace: &sync.namespace,
         };
-        let compared = audit::compare(&auditor, &kv, &target, |progress| {
+        let compared = audit::compare(&auditor, &kv, &target, &mut pace, |progress| {
             line.show(name, progress);
         })
         .await;
@@ -45,15 +59,16 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
         found.push((name, compared?));
     }
 
-    let drifted: Vec<&str> = found
-        .iter()
-        .filter(|(_, report)| report.drifted() > 0)
-        .map(|(name, _)| *name)
-        .collect();
-    if args.repair && !drifted.is_empty() {
+    let drifted = found.iter().any(|(_, report)| report.drifted() > 0);
+    if args.repair && drifted {
         let admin = Admin::connect(&settings).await?;
-        for name in &drifted {
-            admin.resync(name).await?;
+        for (name, report) in &found {
+            if report.is_cut() {
+                admin.resync(name).await?;
+            } else if report.drifted() > 0 {
+                let keys: Vec<&Key> = report.keys.iter().map(|(key, _)| key).collect();
+                admin.write_again(name, &keys).await?;
+            }
         }
     }
     if args.json {
@@ -61,10 +76,10 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
     } else {
         print(&found, args)?;
     }
-    Ok(if drifted.is_empty() {
-        ExitCode::SUCCESS
-    } else {
+    Ok(if drifted {
         ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     })
 }
 
@@ -91,14 +106,14 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
     write_table(&mut out, &rows)?;
     writeln!(out)?;
     for (name, report) in found {
-        if report.walking {
+        if report.undecided {
             writeln!(
                 out,
-                "{name}: a walk over all rows waits or is under way, so differences count as \
+                "{name}: a walk over all rows or many changes wait, so differences count as \
                  pending; `pg2kv status` shows how far it is"
             )?;
         }
-        for (key, drift) in &report.samples {
+        for (key, drift) in samples(report) {
             let key = if args.show_keys {
                 // Escaped as JSON by Postgres already.
                 key.as_str().to_owned()
@@ -107,7 +122,7 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
             };
             writeln!(out, "{name}: {DIM}{:<8}{DIM:#} {key}", drift.as_str())?;
         }
-        let more = report.drifted().saturating_sub(report.samples.len() as u64);
+        let more = report.drifted() - samples(report).len() as u64;
         if more > 0 {
             writeln!(out, "{name}: {DIM}and {more} more{DIM:#}")?;
         }
@@ -118,7 +133,7 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
     } else if args.repair {
         writeln!(
             out,
-            "{BAD}drift{BAD:#}  {}; a resync was asked for, and the daemon mends them",
+            "{BAD}drift{BAD:#}  {}; the daemon was asked to mend them",
             count(drifted, "key")
         )?;
     } else {
@@ -135,8 +150,7 @@ fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
     let syncs: Vec<_> = found
         .iter()
         .map(|(name, report)| {
-            let samples: Vec<_> = report
-                .samples
+            let samples: Vec<_> = samples(report)
                 .iter()
                 .map(|(key, drift)| {
                     let mut sample = json!({
@@ -158,8 +172,9 @@ fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
                 "dead_lettered": report.dead_lettered,
                 "pending": report.pending,
                 "foreign": report.foreign,
-                "walking": report.walking,
-                "resync_asked_for": args.repair && report.drifted() > 0,
+                "undecided": report.undecided,
+                "repair_asked_for": args.repair && report.drifted() > 0,
+                "resync_asked_for": args.repair && report.is_cut(),
                 "samples": samples,
             })
         })
@@ -189,6 +204,37 @@ impl From<audit::Error> for Failure {
             help: Some(help.to_owned()),
         }
     }
+}
+
+/// Some of the keys that drifted.
+fn samples(report: &Report) -> &[(Key, Drift)] {
+    &report.keys[..report.keys.len().min(SAMPLES_MAX)]
+}
+
+/// A pace that leaves the request budget to the daemon.
+struct Calm {
+    pages: Interval,
+}
+
+impl Calm {
+    fn new() -> Self {
+        let mut pages = interval(LIST_INTERVAL);
+        pages.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { pages }
+    }
+}
+
+impl Pace for &mut Calm {
+    async fn page(&mut self, failed: Option<&Answer>) {
+        if let Some(Outcome::Throttled(wait)) = failed.map(|answer| &answer.outcome) {
+            let wait = wait.unwrap_or(THROTTLE_WAIT).min(THROTTLE_WAIT_MAX);
+            tokio::time::sleep(wait).await;
+        }
+        self.pages.tick().await;
+    }
+
+    /// Somebody waits for the answer.
+    async fn again(&mut self) {}
 }
 
 /// A line on the terminal that is written over; nothing where standard error is no terminal.

@@ -36,6 +36,7 @@ impl Config {
             holder: self.lease.holder.clone(),
             log_keys: self.log.keys,
             check_interval: self.postgres.check_interval,
+            recheck_after: self.audit.recheck_after,
         }
     }
 
@@ -82,6 +83,10 @@ impl Config {
                 share: self.brake.share,
                 count: self.brake.count,
                 window: self.brake.window,
+            },
+            audit: relay::audits::Settings {
+                interval: self.audit.interval,
+                page_interval: self.audit.page_interval,
             },
         }
     }

@@ -58,6 +58,8 @@ pub struct Config {
     pub backfill: Backfill,
     /// `[brake]`
     pub brake: Brake,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[shutdown]`
     pub shutdown: Shutdown,
     /// `[ops]`
@@ -197,6 +199,18 @@ pub struct Brake {
     pub count: u64,
     /// … within this time.
     pub window: Duration,
+}
+
+/// `[audit]`: when the leader compares KV with the rows by itself.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// From the end of one comparison of a sync to the next; zero leaves those after a change of the
+    /// database's identity.
+    pub interval: Duration,
+    /// Least time between two pages of names, which are a request to KV each.
+    pub page_interval: Duration,
+    /// What differs is looked at again after this long.
+    pub recheck_after: Duration,
 }
 
 /// `[shutdown]`: what SIGTERM leads to.
@@ -343,6 +357,7 @@ struct Draft {
     retry: Option<Retry>,
     backfill: Option<Backfill>,
     brake: Option<Brake>,
+    audit: Option<Audit>,
     shutdown: Option<Shutdown>,
     ops: Option<Ops>,
     log: Option<Log>,
@@ -360,6 +375,7 @@ impl Draft {
             retry: self.retry?,
             backfill: self.backfill?,
             brake: self.brake?,
+            audit: self.audit?,
             shutdown: self.shutdown?,
             ops: self.ops?,
             log: self.log?,
@@ -389,6 +405,7 @@ fn read(
     let retry = sections::retry(&mut reader, kv.as_ref());
     let backfill = sections::backfill(&mut reader);
     let brake = sections::brake(&mut reader);
+    let audit = sections::audit(&mut reader);
     let shutdown = sections::shutdown(&mut reader);
     let ops = sections::ops(&mut reader);
     let log = sections::log(&mut reader);
@@ -403,6 +420,7 @@ fn read(
         retry,
         backfill,
         brake,
+        audit,
         shutdown,
         ops,
         log,

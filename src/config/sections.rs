@@ -11,7 +11,9 @@ use super::problem::{Complaint, Scope};
 use super::reader::Reader;
 use super::secrets::FoundSecret;
 use super::section::Section;
-use super::{Backfill, Brake, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Shutdown};
+use super::{
+    Audit, Backfill, Brake, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Shutdown,
+};
 use crate::change::{KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS};
 use crate::sink::setup::{CLOUDFLARE_API_BASE_URL, NamespaceId, base_url};
 use crate::sink::token::TokenSource;
@@ -330,6 +332,18 @@ pub(super) fn brake(reader: &mut Reader<'_>) -> Option<Brake> {
         share: share?,
         count: count?,
         window: window?,
+    })
+}
+
+pub(super) fn audit(reader: &mut Reader<'_>) -> Option<Audit> {
+    let mut section = reader.section("audit");
+    let interval = section.duration("interval", "1d", Duration::ZERO..=365 * 24 * HOUR);
+    let page_interval = section.duration("page_interval", "1s", Duration::ZERO..=HOUR);
+    let recheck_after = section.duration("recheck_after", "1m", Duration::ZERO..=HOUR);
+    Some(Audit {
+        interval: interval?,
+        page_interval: page_interval?,
+        recheck_after: recheck_after?,
     })
 }
 

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::audits::Desk;
 use super::{SyncSpec, clock};
 use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, SyncId};
 use crate::document;
@@ -20,6 +21,7 @@ pub(super) struct World {
     pub(super) syncs: Vec<SyncSpec>,
     pub(super) kv: KvClient,
     pub(super) holder: String,
+    pub(super) desk: Desk,
 }
 
 /// What a task ends in.
@@ -227,10 +229,16 @@ impl World {
                     .map(|()| step)
                     .map_err(Failure::from),
             },
+            Effect::Audit { sync, reason } => Event::Audited {
+                sync,
+                result: self.audit(session.epoch(), sync, &reason).await,
+            },
             // These are the loop's own; it never hands them on.
-            Effect::Campaign | Effect::ReloadToken | Effect::Abandon | Effect::Release => {
-                Event::Tick
-            }
+            Effect::Campaign
+            | Effect::AllowPage
+            | Effect::ReloadToken
+            | Effect::Abandon
+            | Effect::Release => Event::Tick,
         }
     }
 
@@ -278,7 +286,7 @@ impl World {
         })
     }
 
-    fn sync(&self, id: SyncId) -> &SyncSpec {
+    pub(super) fn sync(&self, id: SyncId) -> &SyncSpec {
         &self.syncs[usize::from(id.0)]
     }
 }
@@ -329,5 +337,6 @@ fn recovered_of(found: source::session::Recovered) -> Recovered {
         dead: found.dead,
         new_syncs: found.new_syncs,
         deletes: found.deletes,
+        audits: found.audits,
     }
 }

@@ -5,6 +5,7 @@
 //! All that runs for a leadership is a task in one set; when the relay abandons the leadership the
 //! set is aborted, so no late reply of an earlier one can reach a later one.
 
+mod audits;
 mod clock;
 mod effects;
 mod telling;
@@ -13,10 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::audits::{Desk, PageAsked};
 use self::effects::{Done, Leadership, World};
 use self::telling::Teller;
 use crate::change::SyncId;
@@ -58,6 +60,8 @@ pub struct Settings {
     pub log_keys: bool,
     /// How often the leader looks whether the triggers are in order.
     pub check_interval: Duration,
+    /// An audit looks again after this long at what differs.
+    pub recheck_after: Duration,
 }
 
 /// What the daemon shows of itself.
@@ -114,6 +118,10 @@ pub struct Daemon {
     report: watch::Sender<Report>,
     ticked_ms: Arc<AtomicU64>,
     check_interval: Duration,
+    /// Audits that ask for a page of names.
+    pages: mpsc::Receiver<PageAsked>,
+    /// The one that was not let go yet.
+    page: Option<PageAsked>,
 }
 
 impl Daemon {
@@ -138,7 +146,9 @@ impl Daemon {
             report: receiver,
             ticked_ms: Arc::clone(&ticked_ms),
         };
+        let (desk, pages) = Desk::new(settings.recheck_after);
         let world = World {
+            desk,
             source: settings.source,
             syncs: settings.syncs,
             kv,
@@ -153,6 +163,8 @@ impl Daemon {
             report,
             ticked_ms,
             check_interval: settings.check_interval,
+            pages,
+            page: None,
         };
         (daemon, watcher)
     }
@@ -181,6 +193,7 @@ impl Daemon {
                 }
                 Some(done) = self.tasks.join_next() => self.finished(done),
                 event = next_of(&mut self.leadership) => self.handle(event),
+                Some(asked) = self.pages.recv() => self.page_asked(asked),
                 () = sleep(wait) => self.handle(Event::Tick),
                 _ = status.tick() => self.publish(),
                 _ = gauges.tick() => self.read_gauges(),
@@ -226,7 +239,13 @@ impl Daemon {
                 self.tasks
                     .spawn(async move { world.campaign(candidate).await });
             }
+            Effect::AllowPage => {
+                if let Some(asked) = self.page.take() {
+                    asked.allow();
+                }
+            }
             Effect::Abandon => {
+                self.page = None;
                 self.tasks = JoinSet::new();
                 self.leadership = None;
             }
@@ -287,6 +306,15 @@ impl Daemon {
                 hint: None,
             })),
             Err(_) => {}
+        }
+    }
+
+    fn page_asked(&mut self, mut asked: PageAsked) {
+        // One of a leadership that is over may still stand in the channel.
+        if asked.is_wanted() {
+            let (sync, failed) = (asked.sync, asked.failed.take());
+            self.page = Some(asked);
+            self.handle(Event::PageWanted { sync, failed });
         }
     }
 
@@ -374,6 +402,9 @@ fn is_news(notice: &Notice) -> bool {
             | Notice::Unblocked
             | Notice::BackfillStarted { .. }
             | Notice::BackfillDone { .. }
+            | Notice::AuditStarted { .. }
+            | Notice::Audited { .. }
+            | Notice::AuditFailed { .. }
     )
 }
 

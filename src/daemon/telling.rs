@@ -12,7 +12,7 @@ use super::clock;
 use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId, fingerprint};
 use crate::ledger::Examined;
 use crate::metrics as names;
-use crate::relay::{BlockReason, HoldReason, Notice, Phase, Status};
+use crate::relay::{AuditFound, BlockReason, HoldReason, Notice, Phase, Status};
 use crate::source::Gauges;
 
 /// The same kind of trouble is logged this often at most; metrics count each.
@@ -51,6 +51,11 @@ impl Teller {
             }
             counter!(names::KEYS_UNCHANGED, "sync" => sync.clone()).absolute(0);
             counter!(names::BACKFILLS, "sync" => sync.clone()).absolute(0);
+            counter!(names::AUDITS, "sync" => sync.clone()).absolute(0);
+            for (drift, _) in drifts(&AuditFound::default()) {
+                counter!(names::AUDIT_DRIFTED_KEYS, "sync" => sync.clone(), "drift" => drift)
+                    .absolute(0);
+            }
             gauge!(names::DELETES_HELD, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
             gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
@@ -112,8 +117,8 @@ impl Teller {
                     warn!(
                         rows = ignored,
                         skipped,
-                        "the outbox holds rows of syncs that are not configured here; add them, or \
-                         run pg2kv.unwatch"
+                        "the outbox holds rows of syncs that are not configured here, or of a newer \
+                         version; add them, or run pg2kv.unwatch"
                     );
                 }
             }
@@ -237,6 +242,20 @@ impl Teller {
                 counter!(names::BACKFILLS, "sync" => sync.clone()).increment(1);
                 info!(sync, done, foreign, "backfill done");
             }
+            Notice::AuditStarted { sync, reason } => {
+                info!(sync = self.name(sync), reason, "audit started");
+            }
+            Notice::Audited { sync, found } => audited(self.name(sync), &found),
+            Notice::AuditFailed {
+                sync,
+                detail,
+                retry_in,
+            } => warn!(
+                sync = self.name(sync),
+                error = detail,
+                retry_in = %humantime::format_duration(round(retry_in)),
+                "audit came to nothing; trying again"
+            ),
         }
     }
 
@@ -293,6 +312,9 @@ impl Teller {
         gauge!(names::NOTIFICATION_QUEUE_USAGE).set(gauges.notify_queue_usage);
         let age = gauges.oldest_transaction_age.unwrap_or_default();
         gauge!(names::OLDEST_TRANSACTION_AGE).set(age.as_secs_f64());
+        for (sync, at) in &gauges.audited {
+            gauge!(names::AUDIT_LAST_SUCCESS, "sync" => self.name(*sync)).set(*at);
+        }
         // A reason that is gone must read 0, not its last count.
         for (sync, reason) in std::mem::take(&mut self.dead_letters_told) {
             dead_letters(&self.name(sync), reason).set(0.0);
@@ -365,6 +387,68 @@ impl Teller {
             .cloned()
             .unwrap_or_default()
     }
+}
+
+/// Drift has a cause: somebody else writes to the namespace, or changes were missed.
+fn audited(sync: String, found: &AuditFound) {
+    counter!(names::AUDITS, "sync" => sync.clone()).increment(1);
+    for (drift, keys) in drifts(found) {
+        counter!(names::AUDIT_DRIFTED_KEYS, "sync" => sync.clone(), "drift" => drift)
+            .increment(keys);
+    }
+    let rest = [
+        ("equal", found.equal),
+        ("dead_lettered", found.dead_lettered),
+        ("pending", found.pending),
+        ("foreign", found.foreign),
+    ];
+    for (state, keys) in rest.into_iter().chain(drifts(found)) {
+        let labels = [("sync", sync.clone()), ("state", state.to_owned())];
+        gauge!(names::AUDIT_KEYS, &labels).set(keys as f64);
+    }
+    let AuditFound {
+        equal,
+        missing,
+        stale,
+        orphaned,
+        dead_lettered,
+        pending,
+        foreign,
+        ..
+    } = *found;
+    if found.drifted() == 0 {
+        info!(
+            sync,
+            equal, dead_lettered, pending, foreign, "audit done; nothing has drifted"
+        );
+        return;
+    }
+    let mended = if found.everything {
+        "every key of the sync is written again"
+    } else {
+        "these keys are written again"
+    };
+    warn!(
+        sync,
+        equal,
+        missing,
+        stale,
+        orphaned,
+        dead_lettered,
+        pending,
+        foreign,
+        mended,
+        "audit done; KV had drifted from the rows: look for others that write to the namespace"
+    );
+}
+
+/// Keys that drifted, by how.
+fn drifts(found: &AuditFound) -> [(&'static str, u64); 3] {
+    [
+        ("missing", found.missing),
+        ("stale", found.stale),
+        ("orphaned", found.orphaned),
+    ]
 }
 
 fn dead_letters(sync: &str, reason: String) -> metrics::Gauge {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::daemon::Report;
 use crate::ledger::{BackfillPhase, Examined};
-use crate::relay::Phase;
+use crate::relay::{Phase, StatusAudit};
 
 /// `/api/status`. Times are in seconds, counts are plain numbers.
 #[derive(Debug, Serialize)]
@@ -46,6 +46,46 @@ struct SyncJson {
     triggers_error: Option<ErrorJson>,
     deletes_held: Option<DeletesJson>,
     backfill: Option<BackfillJson>,
+    audit: AuditJson,
+}
+
+#[derive(Debug, Serialize)]
+struct AuditJson {
+    /// Why one runs now.
+    running: Option<String>,
+    /// Since the last one ended, or since the sync was watched.
+    age_seconds: Option<f64>,
+    /// `null` until this leader has done one.
+    found: Option<FoundJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct FoundJson {
+    equal: u64,
+    missing: u64,
+    stale: u64,
+    orphaned: u64,
+    dead_lettered: u64,
+    pending: u64,
+    foreign: u64,
+}
+
+impl From<&StatusAudit> for AuditJson {
+    fn from(audit: &StatusAudit) -> Self {
+        Self {
+            running: audit.running.clone(),
+            age_seconds: audit.age.map(|age| age.as_secs_f64()),
+            found: audit.found.map(|found| FoundJson {
+                equal: found.equal,
+                missing: found.missing,
+                stale: found.stale,
+                orphaned: found.orphaned,
+                dead_lettered: found.dead_lettered,
+                pending: found.pending,
+                foreign: found.foreign,
+            }),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -130,6 +170,7 @@ impl StatusJson {
                         done_rows: backfill.done,
                         estimate_rows: backfill.estimate,
                     }),
+                    audit: AuditJson::from(&sync.audit),
                 })
                 .collect(),
         }

@@ -18,7 +18,7 @@ pub const WINDOW: Duration = Duration::from_secs(300);
 pub struct Settings {
     /// Requests in a window; 0 means no limit of our own.
     pub requests_per_window: u32,
-    /// Of these, kept back for people, probes and audits.
+    /// Of these, kept back for audits, and for people who use the same token.
     pub reserve_requests: u32,
 }
 
@@ -27,6 +27,8 @@ pub struct Settings {
 pub struct Budget {
     settings: Settings,
     sent: VecDeque<Mono>,
+    /// Requests that the reserve paid for.
+    from_reserve: VecDeque<Mono>,
     /// What the server said is left, until when; counted down by our own requests since.
     server: Option<(u64, Mono)>,
 }
@@ -37,6 +39,7 @@ impl Budget {
         Self {
             settings,
             sent: VecDeque::new(),
+            from_reserve: VecDeque::new(),
             server: None,
         }
     }
@@ -47,6 +50,23 @@ impl Budget {
         if self.settings.requests_per_window > 0 {
             self.sent.push_back(now);
         }
+        self.count_down();
+    }
+
+    /// Counts one request that could have waited: the reserve pays for it while it can.
+    pub fn spend_spare(&mut self, now: Mono) {
+        self.forget_old(now);
+        if self.settings.requests_per_window > 0 {
+            if self.reserve_left() > 0 {
+                self.from_reserve.push_back(now);
+            } else {
+                self.sent.push_back(now);
+            }
+        }
+        self.count_down();
+    }
+
+    fn count_down(&mut self) {
         if let Some((left, _)) = &mut self.server {
             *left = left.saturating_sub(1);
         }
@@ -63,6 +83,32 @@ impl Budget {
         self.forget_old(now);
         self.own_left()
             .min(self.server.map_or(u64::MAX, |(left, _)| left))
+    }
+
+    /// When a request that can wait may go, `now` at the earliest: while the reserve has one left, or
+    /// more than three quarters of the rest is. So it takes nothing from what is in use, and at most
+    /// a quarter of what a burst after a quiet time could have.
+    pub fn spare_at(&mut self, now: Mono) -> Mono {
+        self.forget_old(now);
+        if let Some((left, until)) = self.server
+            && left <= u64::from(self.settings.reserve_requests)
+        {
+            return until;
+        }
+        let usable = self
+            .settings
+            .requests_per_window
+            .saturating_sub(self.settings.reserve_requests);
+        if self.reserve_left() > 0 || self.own_left() > u64::from(usable) * 3 / 4 {
+            return now;
+        }
+        let oldest = [&self.from_reserve, &self.sent].map(|sent| sent.front().copied());
+        let frees = oldest.into_iter().flatten().min();
+        frees.map_or(now, |at| at + WINDOW).max(now)
+    }
+
+    fn reserve_left(&self) -> usize {
+        (self.settings.reserve_requests as usize).saturating_sub(self.from_reserve.len())
     }
 
     fn own_left(&self) -> u64 {
@@ -107,8 +153,10 @@ impl Budget {
     }
 
     fn forget_old(&mut self, now: Mono) {
-        while self.sent.front().is_some_and(|at| now.since(*at) >= WINDOW) {
-            self.sent.pop_front();
+        for sent in [&mut self.sent, &mut self.from_reserve] {
+            while sent.front().is_some_and(|at| now.since(*at) >= WINDOW) {
+                sent.pop_front();
+            }
         }
         if self.server.is_some_and(|(_, until)| until <= now) {
             self.server = None;
@@ -197,6 +245,61 @@ mod tests {
         budget.spend(at(0));
         assert_eq!(budget.ready_at(at(1)), at(30_000));
         assert_eq!(budget.left(at(30_000)), 1_139);
+    }
+
+    #[test]
+    fn what_can_wait_takes_nothing_from_what_is_in_use() {
+        let mut budget = Budget::new(SETTINGS);
+        // Writes go on as fast as they may; an audit asks for all that it can get.
+        let (mut writes, mut audits, mut now) = (Vec::new(), Vec::new(), at(0));
+        while now < at(1_200_000) {
+            if budget.ready_at(now) <= now {
+                budget.spend(now);
+                writes.push(now);
+            }
+            if budget.spare_at(now) <= now {
+                budget.spend_spare(now);
+                audits.push(now);
+            }
+            let next = budget.ready_at(now).min(budget.spare_at(now));
+            assert!(next > now || budget.left(now) > 0);
+            now = next.max(now);
+        }
+        let alone = run(&mut Budget::new(SETTINGS), at(1_200_000)).len();
+        let lost = alone.saturating_sub(writes.len());
+        assert!(
+            lost <= 1_140 / 4,
+            "{lost} of {alone} writes, at the start only"
+        );
+        let mut all = [writes, audits].concat();
+        all.sort();
+        for (index, start) in all.iter().enumerate() {
+            let window = all[index..]
+                .iter()
+                .take_while(|at| at.since(*start) < WINDOW);
+            assert!(window.count() <= 1_200);
+        }
+        assert!(
+            all.len() >= alone + 3 * 60,
+            "the reserve is there to be used"
+        );
+    }
+
+    #[test]
+    fn what_can_wait_leaves_to_others_what_the_server_counts_down() {
+        let mut budget = Budget::new(SETTINGS);
+        assert_eq!(budget.spare_at(at(0)), at(0));
+        let reset = Duration::from_secs(30);
+        budget.observe(
+            at(0),
+            RateLimit {
+                remaining: 61,
+                reset,
+            },
+        );
+        budget.spend_spare(at(0));
+        assert_eq!(budget.spare_at(at(1)), at(30_000));
+        assert_eq!(budget.ready_at(at(1)), at(1), "a write may go");
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(super) struct Dirty {
     pub(super) last: Mono,
     /// Due at `first`, as the key was idle when it changed.
     pub(super) at_once: bool,
+    /// One of them asks for a write whatever is known.
+    pub(super) again: bool,
     pub(super) ids: Vec<OutboxId>,
 }
 
@@ -35,6 +37,8 @@ pub(super) struct Entry {
     pub(super) claim: Option<ClaimId>,
     /// It waits for a person, so it has no time at which it is due.
     pub(super) held: bool,
+    /// What was last written says nothing about KV: a taken change asked for a write all the same.
+    pub(super) again: bool,
     /// Its delete was let through, so a further try needs no other permission.
     pub(super) may_delete: bool,
     pub(super) retry_at: Option<Mono>,

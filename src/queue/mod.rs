@@ -202,6 +202,7 @@ impl Queue {
                     first: changed_at,
                     last: changed_at,
                     at_once: leading && idle,
+                    again: false,
                     ids: vec![id],
                 });
                 Offered::New
@@ -225,6 +226,19 @@ impl Queue {
         self.redundant.extend(redundant.into_iter().flatten());
         self.reindex(slot);
         offered
+    }
+
+    /// Has the change of `key` that waits written even if the document is the one written last.
+    ///
+    /// It is the next try that must write. One that is in flight now may have been sent before KV
+    /// was seen to differ, so its proof does not count.
+    pub fn insist(&mut self, sync: SyncId, key: &Key) {
+        let slot = self.index.get(&(sync, key.clone())).copied();
+        if let Some(entry) = slot.and_then(|slot| self.entry_mut(slot))
+            && let Some(dirty) = &mut entry.dirty
+        {
+            dirty.again = true;
+        }
     }
 
     /// Outbox rows that may be deleted because an older row of the same key stays.
@@ -273,6 +287,7 @@ impl Queue {
             let key = entry.key.clone();
             let dirty = entry.dirty.take();
             if let Some(dirty) = &dirty {
+                entry.again |= dirty.again;
                 entry.waiting_since = Some(
                     entry
                         .waiting_since
@@ -352,6 +367,7 @@ impl Queue {
                         first,
                         last: first,
                         at_once: false,
+                        again: false,
                         ids,
                     });
                 }
@@ -368,8 +384,13 @@ impl Queue {
         self.put_down(slot, Mono::ZERO);
     }
 
-    /// Whether an earlier write of the key is in doubt, so that it must be written even if the
-    /// document is the one written last.
+    /// Whether the key must be written even if the document is the one written last: an earlier
+    /// write of it is in doubt, or somebody insists.
+    pub fn must_write(&self, slot: Slot) -> bool {
+        self.is_in_doubt(slot) || self.entry(slot).is_some_and(|entry| entry.again)
+    }
+
+    /// Whether an earlier write of the key is in doubt.
     pub fn is_in_doubt(&self, slot: Slot) -> bool {
         self.entry(slot)
             .and_then(|entry| entry.trouble.as_ref())
@@ -425,6 +446,7 @@ impl Queue {
             waiting_since: None,
             claim: None,
             held: false,
+            again: false,
             may_delete: false,
             retry_at: None,
             trouble: None,

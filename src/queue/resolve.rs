@@ -73,6 +73,8 @@ impl Queue {
         self.in_flight -= 1;
         let entry = self.entry_mut(slot)?;
         let outdated = std::mem::take(&mut entry.outdated);
+        // A key that is to be tried again still has to be written, whatever is known by then.
+        entry.again &= !done;
         if done && outdated {
             entry.retry_at = Some(now);
         }

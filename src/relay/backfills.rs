@@ -128,6 +128,11 @@ impl Walk {
         matches!(self.step, Step::Ready(_)) && (self.wanted.is_some() || self.current.is_some())
     }
 
+    /// Whether there is no backfill, and none is wanted.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.step, Step::Ready(_)) && !self.has_work()
+    }
+
     /// The next step may not be taken before this moment.
     pub(super) fn not_before(&self) -> Mono {
         match self.step {

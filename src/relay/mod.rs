@@ -9,6 +9,7 @@
 //! After any doubt about the session with Postgres the whole [`term`] is dropped and read anew:
 //! everything that must survive stands in Postgres.
 
+pub mod audits;
 mod backfills;
 pub mod brake;
 mod holds;
@@ -28,10 +29,10 @@ use crate::queue::budget::{self, Budget};
 
 pub use self::holds::{BlockReason, HoldReason};
 pub use self::protocol::{
-    BatchId, Campaigned, Effect, Event, Notice, Output, Recovered, RequestId, SweepFailure, Swept,
-    WakeCause,
+    AuditFound, BatchId, Campaigned, Effect, Event, Notice, Output, Recovered, RequestId,
+    SweepFailure, Swept, WakeCause,
 };
-pub use self::status::{Phase, Status, StatusBlock, StatusBrake, StatusSync};
+pub use self::status::{Phase, Status, StatusAudit, StatusBlock, StatusBrake, StatusSync};
 
 /// What the relay is told once. Everything has a limit.
 #[derive(Clone, Debug)]
@@ -72,6 +73,8 @@ pub struct Settings {
     pub seen_max: usize,
     /// When deletes of a sync are held.
     pub brake: brake::Settings,
+    /// When KV is compared with the rows.
+    pub audit: audits::Settings,
 }
 
 /// Reason of the backfill that the ledger begins for each sync when the server is another one than

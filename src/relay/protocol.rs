@@ -7,8 +7,8 @@ use crate::change::{
     Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId,
 };
 use crate::ledger::{
-    Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Failure, FetchMode, Fetched,
-    SettleRequest, Walked,
+    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Failure, FetchMode,
+    Fetched, SettleRequest, Walked,
 };
 
 /// Number of a batch within a term.
@@ -50,6 +50,8 @@ pub struct Recovered {
     pub new_syncs: Vec<SyncId>,
     /// What is known about deletes of the syncs.
     pub deletes: Vec<DeleteFacts>,
+    /// When each watched sync was last compared with KV.
+    pub audits: Vec<AuditFacts>,
 }
 
 /// One page of names in KV.
@@ -61,6 +63,36 @@ pub struct Swept {
     pub foreign: u64,
     /// Cursor of the next page; `None` after the last.
     pub next: Option<String>,
+}
+
+/// What a comparison of a sync with KV found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AuditFound {
+    /// Documents that stand in KV as the rows say.
+    pub equal: u64,
+    /// Documents that KV lacked for no reason.
+    pub missing: u64,
+    /// Documents that stood in KV with another content for no reason.
+    pub stale: u64,
+    /// Pairs of pg2kv that no row makes.
+    pub orphaned: u64,
+    /// Documents that have a dead letter.
+    pub dead_lettered: u64,
+    /// Documents that differ because a change is on its way.
+    pub pending: u64,
+    /// Pairs under the prefix that are not the sync's.
+    pub foreign: u64,
+    /// So much waits for the sync that nothing can be said of it; it has to be compared once more.
+    pub undecided: bool,
+    /// So many drifted that all of the sync's keys were asked for anew.
+    pub everything: bool,
+}
+
+impl AuditFound {
+    /// Keys that differed for no reason. The outbox has each of them by now, or has them all.
+    pub const fn drifted(&self) -> u64 {
+        self.missing + self.stale + self.orphaned
+    }
 }
 
 /// Something happened.
@@ -130,6 +162,20 @@ pub enum Event {
         /// The step, if the ledger took it.
         result: Result<BackfillStep, Failure>,
     },
+    /// An audit wants to list a page of names; [`Effect::AllowPage`] lets it.
+    PageWanted {
+        /// The sync.
+        sync: SyncId,
+        /// How the page before failed, if it did.
+        failed: Option<Answer>,
+    },
+    /// Answers [`Effect::Audit`].
+    Audited {
+        /// The sync.
+        sync: SyncId,
+        /// What was found, or how KV or Postgres failed.
+        result: Result<AuditFound, SweepFailure>,
+    },
     /// Somebody looked at the triggers of all syncs.
     Examined(Result<Vec<Examined>, Failure>),
     /// The ledger was asked about deletes, at this moment.
@@ -147,12 +193,12 @@ pub enum Event {
     Released,
 }
 
-/// Why a page of names could not be had.
+/// Why names could not be had, or not be compared with the rows.
 #[derive(Clone, Debug)]
 pub enum SweepFailure {
     /// KV did not list them.
     Kv(Answer),
-    /// Postgres could not make keys of them.
+    /// Postgres could not make keys of them, or read the rows.
     Ledger(Failure),
 }
 
@@ -224,6 +270,18 @@ pub enum Effect {
         /// How far.
         step: BackfillStep,
     },
+    /// Compare KV with the rows of a sync, put the keys that drifted into the outbox, and note in the
+    /// ledger that this was done; [`Event::Audited`]. Each request to KV waits for
+    /// [`Effect::AllowPage`].
+    Audit {
+        /// The sync.
+        sync: SyncId,
+        /// Why, for people; the ledger no longer owes an audit for this reason.
+        reason: String,
+    },
+    /// Let the audit list one page of names. Answered by the next [`Event::PageWanted`], or by
+    /// [`Event::Audited`].
+    AllowPage,
     /// Read the token file again; [`Event::TokenChanged`] if it differs.
     ReloadToken,
     /// Drop the session and everything that runs for it. No answer.
@@ -363,6 +421,29 @@ pub enum Notice {
         done: u64,
         /// Names in KV that pg2kv did not write.
         foreign: u64,
+    },
+    /// A comparison with KV began.
+    AuditStarted {
+        /// The sync.
+        sync: SyncId,
+        /// Why.
+        reason: String,
+    },
+    /// A comparison with KV is done.
+    Audited {
+        /// The sync.
+        sync: SyncId,
+        /// What it found.
+        found: AuditFound,
+    },
+    /// A comparison with KV came to nothing, and is tried again.
+    AuditFailed {
+        /// The sync.
+        sync: SyncId,
+        /// What happened.
+        detail: String,
+        /// Time until the next try.
+        retry_in: Duration,
     },
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::AuditFound;
 use super::holds::{BlockReason, HoldReason};
 use crate::change::Epoch;
 use crate::ledger::Backfill;
@@ -116,4 +117,17 @@ pub struct StatusSync {
     pub deletes_held: Option<StatusBrake>,
     /// Its backfill.
     pub backfill: Option<Backfill>,
+    /// Its comparison with KV.
+    pub audit: StatusAudit,
+}
+
+/// The comparisons of one sync with KV.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusAudit {
+    /// Why one runs now.
+    pub running: Option<String>,
+    /// Time since the last one ended, or since the sync was watched.
+    pub age: Option<Duration>,
+    /// What the last one of this leadership found.
+    pub found: Option<AuditFound>,
 }

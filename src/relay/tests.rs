@@ -1,6 +1,7 @@
 //! The relay by synthetic events. This file owns the bench that they run on.
 
 mod answers;
+mod audit;
 mod backfill;
 mod brake;
 mod capture;
@@ -56,6 +57,10 @@ fn settings() -> Settings {
             share: 0.3,
             count: 0,
             window: Duration::from_secs(600),
+        },
+        audit: super::audits::Settings {
+            interval: Duration::from_secs(3_600),
+            page_interval: Duration::from_secs(1),
         },
     }
 }

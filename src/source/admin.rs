@@ -12,6 +12,7 @@ use super::error::{Error, Kind, Place};
 use super::lease::LOCK_CLASS;
 use super::link::{Link, Role};
 use super::{Settings, recover};
+use crate::change::Key;
 
 /// Statements that the files of the SQL kit count as, for the deadline.
 const KIT_STATEMENTS: u32 = 10;
@@ -33,6 +34,19 @@ const STATUS: &str = "\
 const APPROVE_DELETES: &str = "\
     select to_char(pg2kv.approve_deletes($1, make_interval(secs => $2)) at time zone 'UTC',
       'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+
+/// Keys put into the outbox in one statement.
+const AGAIN_MAX: usize = 5_000;
+
+const AGAIN: &str = "\
+    insert into pg2kv.outbox (sync, key)
+    select $1::text, jsonb_build_object('again', u.key::jsonb) from unnest($2::text[]) as u(key)";
+
+/// As `pg2kv.resync` does it. A statement of its own after the insert: by then whoever sets the bell
+/// finds our lock on the outbox.
+pub(super) const RING: &str = "\
+    select pg_notify($1::text, '')
+    where (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp())";
 
 /// What stands in the database.
 #[derive(Clone, Debug)]
@@ -122,6 +136,34 @@ impl Admin {
         };
         recover::require_schema(&self.settings, &self.link).await?;
         self.link.within(&doing, 2, group).await
+    }
+
+    /// Has these keys written again, whatever the leader remembers: all of them, or none.
+    ///
+    /// # Errors
+    /// There is no schema, or the role may not write to the outbox.
+    pub async fn write_again(&self, sync: &str, keys: &[&Key]) -> Result<(), Error> {
+        let doing = format!("asking for keys of {sync} to be written again");
+        let (again, ring) = (self.settings.sql(AGAIN), self.settings.sql(RING));
+        let (client, told) = (self.link.client(), |error| told(&doing, error));
+        recover::require_schema(&self.settings, &self.link).await?;
+        let chunks = u32::try_from(keys.len() / AGAIN_MAX).unwrap_or(u32::MAX);
+        let group = async {
+            client.batch_execute("begin").await.map_err(told)?;
+            for chunk in keys.chunks(AGAIN_MAX) {
+                let texts: Vec<&str> = chunk.iter().map(|key| key.as_str()).collect();
+                client
+                    .execute(&again, &[&sync, &texts])
+                    .await
+                    .map_err(told)?;
+            }
+            let channel = &self.settings.schema;
+            client.execute(&ring, &[channel]).await.map_err(told)?;
+            client.batch_execute("commit").await.map_err(told)
+        };
+        self.link
+            .within(&doing, chunks.saturating_add(4), group)
+            .await
     }
 
     /// Lets any number of keys of a sync be deleted for a while; returns until when, RFC 3339. As a

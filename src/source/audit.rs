@@ -1,10 +1,15 @@
 //! A connection that compares: walks tables and reads documents as the leader does, and sees which
-//! keys wait. It takes no lease, writes nothing, and bears a leader beside it.
+//! keys wait. It takes no lease, and bears a leader beside it. For a leader it puts the keys that
+//! drifted into the outbox, fenced by the epoch.
+//!
+//! The leader compares on a connection of its own, not on one of its session: the fetch takes those
+//! for sessions that never insert into the outbox.
 
 use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt as _;
+use tokio_postgres::types::ToSql;
 
 use super::claim::Reader;
 use super::error::{Error, Kind, Place};
@@ -16,16 +21,39 @@ use crate::ledger::{ClaimRequest, Walked};
 
 /// Bytes of documents held at once.
 const READ_MAX_BYTES: usize = 8 << 20;
+/// Keys asked for in one statement.
+const AGAIN_MAX: usize = 5_000;
 /// An epoch that no lease has. Reads do not look at it, and a write would be refused.
 const NO_EPOCH: Epoch = Epoch(-1);
 
 /// One snapshot, so that a key on its way from the outbox into a claim shows in one of them. A row
-/// without a key stands for every key.
+/// without a key stands for every key, and so does a marker that names none.
 const PENDING: &str = "\
-    select key::text from pg2kv.outbox where sync = $1
+    select (case jsonb_typeof(key) when 'object' then key -> 'again' else key end)::text
+      from pg2kv.outbox where sync = $1
     union all select unnest(keys)::text from pg2kv.claim where sync = $1
     union all select null from pg2kv.backfill where sync = $1
     union all select null from pg2kv.sync where name = $1 and backfilled_at is null";
+
+/// Keys to be written again; a NULL among them is all keys.
+const AGAIN: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    asked as (
+      insert into pg2kv.outbox (sync, key)
+      select $2::text, case when u.key is not null then jsonb_build_object('again', u.key::jsonb) end
+      from fence, unnest($3::text[]) as u(key)
+    )
+    select exists (select from fence)";
+
+/// What became owed for another reason meanwhile stays owed.
+const AUDITED: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    noted as (
+      update pg2kv.sync set audited_at = clock_timestamp(),
+        audit_owed = nullif(audit_owed, $3::text)
+      where name = $2::text and exists (select from fence)
+    )
+    select exists (select from fence)";
 
 const LETTERS: &str = "select key::text from pg2kv.dead_letter where sync = $1";
 
@@ -140,6 +168,74 @@ impl Auditor {
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Has the leader of this epoch write these keys again, whatever it remembers. It is to fetch
+    /// by itself: the bell does not ring.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn write_again(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        keys: &[Key],
+    ) -> Result<(), Error> {
+        for chunk in keys.chunks(AGAIN_MAX) {
+            let keys = chunk.iter().map(|key| Some(key.as_str())).collect();
+            self.ask_again(epoch, sync, keys).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for every key of the sync.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn write_all_again(&self, epoch: Epoch, sync: &SyncSource) -> Result<(), Error> {
+        self.ask_again(epoch, sync, vec![None]).await
+    }
+
+    async fn ask_again(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        keys: Vec<Option<&str>>,
+    ) -> Result<(), Error> {
+        let doing = "asking for keys to be written again";
+        self.fenced(doing, AGAIN, &[&epoch.0, &sync.name, &keys])
+            .await
+    }
+
+    /// Notes that the sync was compared, for this reason.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn audited(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        reason: &str,
+    ) -> Result<(), Error> {
+        let doing = "noting a comparison";
+        self.fenced(doing, AUDITED, &[&epoch.0, &sync.name, &reason])
+            .await
+    }
+
+    async fn fenced(
+        &self,
+        doing: &str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<(), Error> {
+        let sql = self.settings.sql(sql);
+        let query = self.link.client().query_one(&sql, parameters);
+        let row = self.link.call(doing, 2, Place::Own, query).await?;
+        if row.get(0) {
+            Ok(())
+        } else {
+            Err(Error::fenced(doing))
+        }
     }
 
     /// Streams keys; returns whether a row without a key was among them.

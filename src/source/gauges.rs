@@ -35,12 +35,16 @@ const NUMBERS: &str = "\
 
 const DEAD: &str = "select sync, reason, count(*) from pg2kv.dead_letter group by sync, reason";
 
+const AUDITED: &str = "\
+    select name, extract(epoch from audited_at)::float8 from pg2kv.sync where audited_at is not null";
+
 /// What is remembered between two looks.
 pub(crate) struct Watch {
     numbers: String,
     dead: String,
     deletes: String,
     held: String,
+    audited: String,
     oldest: AtomicI64,
 }
 
@@ -51,6 +55,7 @@ impl Watch {
             dead: settings.sql(DEAD),
             deletes: settings.sql(deletes::FACTS),
             held: settings.sql(deletes::NOTE_HELD),
+            audited: settings.sql(AUDITED),
             oldest: AtomicI64::new(0),
         }
     }
@@ -88,12 +93,13 @@ impl Watch {
         let parameters: [&(dyn ToSql + Sync); 1] = [&oldest];
         let unfiltered = deletes::unfiltered(syncs.values());
         let asked: [&(dyn ToSql + Sync); 1] = [&unfiltered];
-        let (row, dead, deletes) = link
-            .call("counting for metrics", 6, Place::Own, async {
+        let (row, dead, deletes, audited) = link
+            .call("counting for metrics", 8, Place::Own, async {
                 tokio::try_join!(
                     client.query_one(&self.numbers, &parameters),
                     client.query(&self.dead, &[]),
-                    client.query(&self.deletes, &asked)
+                    client.query(&self.deletes, &asked),
+                    client.query(&self.audited, &[])
                 )
             })
             .await?;
@@ -116,6 +122,10 @@ impl Watch {
             claims: count(4),
             notify_queue_usage: row.get(5),
             deletes: deletes::facts(&deletes, |name| by_name.get(name).copied()),
+            audited: audited
+                .iter()
+                .filter_map(|row| Some((*by_name.get(row.get::<_, &str>(0))?, row.get(1))))
+                .collect(),
             oldest_transaction_age: age(6),
             dead_letters: dead
                 .iter()

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt as _;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::admin::Admin;
+use super::admin::{Admin, RING};
 use super::error::{Error, Place};
 use super::recover;
 use crate::change::{Key, fingerprint};
@@ -44,12 +44,6 @@ const RETRY: &str = "\
     select sync, key from pg2kv.dead_letter
     where sync = $1::text and ($2::text is null or reason = $2)
       and ($3::text[] is null or md5(key::text) = any ($3))";
-
-/// As `pg2kv.resync` does it. A statement of its own after the insert: by then whoever sets the bell
-/// finds our lock on the outbox.
-const RING: &str = "\
-    select pg_notify($1::text, '')
-    where (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp())";
 
 const DROP: &str = "\
     delete from pg2kv.dead_letter

@@ -26,6 +26,7 @@ mod gauges;
 pub mod lease;
 pub mod letters;
 mod link;
+mod marker;
 mod outbox;
 mod recover;
 mod rows;

@@ -14,7 +14,8 @@ use super::Settings;
 use super::error::{Error, Kind, Place};
 use super::frontier::{Frontier, Holder, Range};
 use super::link::Link;
-use crate::change::{Change, Changed, Epoch, Key, OutboxId, SyncId};
+use super::marker;
+use crate::change::{Change, Epoch, OutboxId, SyncId};
 use crate::ledger::{FetchMode, Fetched};
 
 /// A page of what is new. Age by the server's clock, so that clocks need not agree.
@@ -272,13 +273,13 @@ impl Outbox {
             ))
         };
         let (id, sync, key, age) = read().map_err(unreadable)?;
-        let Some(&sync) = self.syncs.get(sync) else {
+        let (Some(&sync), Some(what)) = (self.syncs.get(sync), marker::asked(key)) else {
             return Ok(None);
         };
         Ok(Some(Change {
             id: OutboxId(id),
             sync,
-            what: key.map_or(Changed::Everything, |key| Changed::Key(Key::new(key))),
+            what,
             // Negative where the server's clock was set back.
             age: Duration::try_from_secs_f64(age).unwrap_or_default(),
         }))

@@ -3,6 +3,7 @@
 //! Owns the identity guard. Keeps nothing itself.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio_postgres::types::ToSql;
 
@@ -12,7 +13,7 @@ use super::link::Link;
 use super::session::{Identity, Recovered};
 use super::{SCHEMA_VERSION, Settings, SyncSource};
 use crate::change::{ClaimId, Epoch, Key, SyncId};
-use crate::ledger::{Backfill, BackfillPhase};
+use crate::ledger::{AuditFacts, Backfill, BackfillPhase};
 
 const VERSION: &str = "select schema_version from pg2kv.meta";
 
@@ -23,8 +24,9 @@ const IDENTITY: &str = "\
       oid::int8
     from pg_database where datname = current_database()";
 
-/// Stores who we are, and, where that changed, begins a walk of each configured sync; all others
-/// count as never walked, for when they are configured again. One transaction: either both or none.
+/// Stores who we are, and, where that changed, begins a walk of each configured sync, after which it
+/// is compared with KV; all others count as never walked, for when they are configured again. One
+/// transaction: either all or none.
 const ADOPT: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
     before as (select identity from pg2kv.meta),
@@ -43,9 +45,9 @@ const ADOPT: &str = "\
         cursor = null, done = 0, rows = null, started_at = clock_timestamp(), updated_at = clock_timestamp()
     ),
     forgotten as (
-      update pg2kv.sync set backfilled_at = null
+      update pg2kv.sync set audit_owed = 'identity',
+        backfilled_at = case when backfilled_at = '-infinity' then backfilled_at end
       where (select changed from verdict) and exists (select from fence)
-        and backfilled_at <> '-infinity'
     )
     select exists (select from fence), (select changed from verdict)";
 
@@ -60,6 +62,12 @@ const DEAD: &str = "select sync, count(*) from pg2kv.dead_letter group by sync";
 const NEW: &str = "\
     select name from pg2kv.sync as s where backfilled_at is null
       and not exists (select from pg2kv.backfill as b where b.sync = s.name)";
+
+/// A sync that was never compared counts from when it was watched.
+const AUDITS: &str = "\
+    select name, extract(epoch from clock_timestamp() - coalesce(audited_at, created_at))::float8,
+      audit_owed
+    from pg2kv.sync";
 
 /// Refuses a database without our schema, or with another version of it.
 pub(crate) async fn require_schema(settings: &Settings, link: &Link) -> Result<(), Error> {
@@ -105,14 +113,16 @@ pub(crate) async fn load(
     let (facts, unfiltered) = (settings.sql(FACTS), deletes::unfiltered(syncs.iter()));
     let unfiltered: [&(dyn ToSql + Sync); 1] = [&unfiltered];
     let client = link.client();
-    let (claims, backfills, dead, new, facts) = link
-        .call(doing, 10, Place::Own, async {
+    let audits = settings.sql(AUDITS);
+    let (claims, backfills, dead, new, facts, audits) = link
+        .call(doing, 12, Place::Own, async {
             tokio::try_join!(
                 client.query(&claims, &[]),
                 client.query(&backfills, &[]),
                 client.query(&dead, &[]),
                 client.query(&new, &[]),
                 client.query(&facts, &unfiltered),
+                client.query(&audits, &[]),
             )
         })
         .await?;
@@ -163,6 +173,17 @@ pub(crate) async fn load(
         identity_changed,
         new_syncs: new.iter().filter_map(|row| sync_of(row.get(0))).collect(),
         deletes: deletes::facts(&facts, sync_of),
+        audits: audits
+            .iter()
+            .filter_map(|row| {
+                Some(AuditFacts {
+                    sync: sync_of(row.get(0))?,
+                    // Negative where the server's clock was set back.
+                    age: Duration::try_from_secs_f64(row.get(1)).unwrap_or_default(),
+                    owed: row.get(2),
+                })
+            })
+            .collect(),
     })
 }
 

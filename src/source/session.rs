@@ -23,8 +23,8 @@ use super::triggers::Examiner;
 use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
-    Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, FetchMode, Fetched, SettleRequest,
-    Walked,
+    AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, FetchMode, Fetched,
+    SettleRequest, Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -98,6 +98,8 @@ pub struct Recovered {
     pub new_syncs: Vec<SyncId>,
     /// What is known about deletes of the watched syncs.
     pub deletes: Vec<DeleteFacts>,
+    /// When each watched sync was last compared with KV.
+    pub audits: Vec<AuditFacts>,
 }
 
 /// Which database this is: any change means that rows may have gone back in time.
@@ -128,6 +130,9 @@ pub struct Gauges {
     pub notify_queue_usage: f64,
     /// What is known about deletes of the watched syncs.
     pub deletes: Vec<DeleteFacts>,
+    /// When each sync was last compared with KV, in seconds since 1970 by the server's clock; those
+    /// that never were are missing.
+    pub audited: Vec<(SyncId, f64)>,
     /// Age of the oldest open transaction that this role may see (all, with `pg_read_all_stats`).
     pub oldest_transaction_age: Option<Duration>,
 }
@@ -197,6 +202,11 @@ impl Session {
             syncs,
         };
         Ok((session, doorbell, recovered))
+    }
+
+    /// Number of the leadership.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// Fetches up to `limit` new changes, and as many late ones.

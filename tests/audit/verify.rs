@@ -128,15 +128,21 @@ async fn drift_of_each_kind_is_found_and_mended() {
     assert_eq!(place.number(at_rest).await, 0);
 
     // The daemon remembers what it wrote, and must write it again all the same.
+    let applied = place.emulator.store().statistics().applied;
     let text = place.says(1, &["verify", "--repair"]).await;
     assert!(
-        text.ends_with("4 keys; a resync was asked for, and the daemon mends them\n"),
+        text.ends_with("4 keys; the daemon was asked to mend them\n"),
         "{text}"
     );
     until("the repair to end", async || {
         place.number(at_rest).await == 0
     })
     .await;
+    assert_eq!(
+        place.emulator.store().statistics().applied,
+        applied + 4,
+        "no other key is written"
+    );
     let report = place.json(0, &["verify", "--json"]).await;
     assert_eq!(numbers(&report), [50, 0, 0, 0, 0, 0, 4]);
     let mut mended = place.snapshot();
@@ -161,7 +167,7 @@ async fn what_waits_or_has_a_letter_is_no_drift() {
 
     let walking = place.json(0, &["verify", "--json"]).await;
     assert_eq!(numbers(&walking), [0, 0, 0, 0, 0, 3, 0]);
-    assert_eq!(walking["syncs"][0]["walking"], true);
+    assert_eq!(walking["syncs"][0]["undecided"], true);
 
     place.settled().await;
     place.tamper("item:1", Some("100"), true).await;
@@ -202,9 +208,15 @@ async fn what_waits_or_has_a_letter_is_no_drift() {
     place.sql("delete from pg2kv.claim").await;
     let nothing_waits = place.json(1, &["verify", "--json", "--repair"]).await;
     assert_eq!(numbers(&nothing_waits), [0, 1, 0, 1, 1, 0, 0]);
-    assert_eq!(nothing_waits["syncs"][0]["resync_asked_for"], true);
-    let markers = "select count(*) from pg2kv.outbox where key is null";
-    assert_eq!(place.number(markers).await, 1);
+    let asked = ["repair_asked_for", "resync_asked_for"].map(|name| &nothing_waits["syncs"][0][name]);
+    assert_eq!(asked, [&json!(true), &json!(false)]);
+    let markers = "select count(*) from pg2kv.outbox
+        where key in ('{\"again\": [1]}', '{\"again\": [3]}')";
+    assert_eq!(place.number(markers).await, 2);
+    // They wait, so they count as such, and are not asked for twice.
+    let waits = place.json(0, &["verify", "--json", "--repair"]).await;
+    assert_eq!(numbers(&waits), [0, 0, 0, 0, 1, 2, 0]);
+    assert_eq!(place.number("select count(*) from pg2kv.outbox").await, 2);
 }
 
 #[tokio::test]

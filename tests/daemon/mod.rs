@@ -3,6 +3,7 @@
 // Clippy takes these for code outside tests.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod brake;
 mod debounce;
 mod doctor;

@@ -101,6 +101,9 @@ impl World {
         }
         let soon = self.now + micros(self.rng.u64(1..1_000_000));
         self.at(soon, What::Begin);
+        if self.plan.faults.tampers {
+            self.at(soon, What::Tamper);
+        }
         if !self.plan.calm {
             self.at(soon, What::Fault(Fault::Draw));
             if self.plan.faults.failovers {

@@ -135,21 +135,27 @@ pub(super) fn ledger_covers(database: &Database, kv: &Kv, syncs: usize, keys: us
         }
         for key in 0..keys {
             let place = (sync, key);
-            let have = kv.get(place);
-            let equal = match wanted(database.row(place)) {
-                Wanted::Pair(content) => have == Some(content),
-                Wanted::Nothing => have.is_none(),
-                Wanted::DeadLetter => false,
-            };
-            if !equal && !database.covers(place, have.is_some()) {
+            if has_drifted(database, kv, place) && !kv.tampered.contains(&place) {
                 return Err(format!(
-                    "{place:?} is {:?} in the table and {have:?} in KV, and nothing in the ledger says so",
-                    database.row(place)
+                    "{place:?} is {:?} in the table and {:?} in KV, and nothing in the ledger says so",
+                    database.row(place),
+                    kv.get(place),
                 ));
             }
         }
     }
     Ok(())
+}
+
+/// Whether KV does not have what it should, and the ledger does not say so.
+pub(super) fn has_drifted(database: &Database, kv: &Kv, place: Place) -> bool {
+    let have = kv.get(place);
+    let equal = match wanted(database.row(place)) {
+        Wanted::Pair(content) => have == Some(content),
+        Wanted::Nothing => have.is_none(),
+        Wanted::DeadLetter => false,
+    };
+    !equal && !database.covers(place, have.is_some())
 }
 
 /// Final equality: the ledger is at rest, and KV holds what the rows say.

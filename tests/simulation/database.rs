@@ -61,6 +61,8 @@ struct OutboxRow {
     sync: usize,
     /// `None`: everything.
     key: Option<usize>,
+    /// To be written whatever is known.
+    again: bool,
     at: Mono,
 }
 
@@ -282,15 +284,16 @@ impl Database {
         for (outbox_id, place, row, at) in transaction.changes {
             self.durable.rows[place.0][place.1] = row;
             let (sync, key) = (place.0, Some(place.1));
-            self.durable.insert(outbox_id, OutboxRow { sync, key, at });
+            self.durable
+                .insert(outbox_id, OutboxRow::new(sync, key, at));
             places.push(place);
         }
         for (outbox_id, sync, empty, at) in transaction.markers {
             if empty {
                 self.durable.rows[sync].fill(None);
             }
-            let key = None;
-            self.durable.insert(outbox_id, OutboxRow { sync, key, at });
+            self.durable
+                .insert(outbox_id, OutboxRow::new(sync, None, at));
         }
         (places, transaction.rings)
     }
@@ -459,6 +462,9 @@ impl Database {
                 break;
             }
             let what = match row.key {
+                Some(key) if row.again && self.mutant != Some(Mutant::AgainIsKey) => {
+                    Changed::Again(self.keys[row.sync][key].clone())
+                }
                 Some(key) => Changed::Key(self.keys[row.sync][key].clone()),
                 None => Changed::Everything,
             };
@@ -548,6 +554,26 @@ impl Database {
         Ok(())
     }
 
+    /// An audit asks for keys to be written whatever is known.
+    pub(super) fn write_again(
+        &mut self,
+        now: Mono,
+        address: Address,
+        sync: usize,
+        keys: &[usize],
+    ) -> Reply<()> {
+        self.fence(address)?;
+        for key in keys {
+            let id = self.next_outbox_id();
+            let row = OutboxRow {
+                again: true,
+                ..OutboxRow::new(sync, Some(*key), now)
+            };
+            self.durable.insert(id, row);
+        }
+        Ok(())
+    }
+
     /// For variants that settle too early.
     pub(super) fn unclaim(&mut self, claim: i64) {
         self.durable.unclaim(claim);
@@ -626,6 +652,17 @@ impl Database {
             done: row.done,
             estimate: None,
         })
+    }
+}
+
+impl OutboxRow {
+    fn new(sync: usize, key: Option<usize>, at: Mono) -> Self {
+        Self {
+            sync,
+            key,
+            again: false,
+            at,
+        }
     }
 }
 

@@ -49,6 +49,8 @@ pub(super) struct Kv {
     pub(super) shots: BTreeMap<u64, Shot>,
     /// Keys of requests that truly run.
     pub(super) running: BTreeSet<(Address, Place)>,
+    /// Pairs that somebody else wrote or deleted, of which the ledger cannot know.
+    pub(super) tampered: BTreeSet<Place>,
     /// Share of requests that go wrong.
     pub(super) trouble: f64,
 }
@@ -68,6 +70,7 @@ impl Kv {
             quota_until: None,
             shots: BTreeMap::new(),
             running: BTreeSet::new(),
+            tampered: BTreeSet::new(),
             trouble,
         }
     }
@@ -78,10 +81,18 @@ impl Kv {
 
     pub(super) fn set(&mut self, (sync, key): Place, content: Option<u32>) {
         self.content[sync][key] = content;
+        self.tampered.remove(&(sync, key));
+    }
+
+    /// Somebody else writes.
+    pub(super) fn tamper(&mut self, place: Place, content: Option<u32>) {
+        self.set(place, content);
+        self.tampered.insert(place);
     }
 
     pub(super) fn lose(&mut self, sync: usize) {
         self.content[sync].fill(None);
+        self.tampered.retain(|place| place.0 != sync);
     }
 
     /// Up to `limit` pairs after `cursor`.

@@ -5,6 +5,7 @@
 //! A failure names its seed; `PG2KV_SIM_FIRST=<seed> PG2KV_SIM_SEEDS=1 PG2KV_SIM_TRACE=1` prints all
 //! that happened in it.
 
+mod audit;
 mod chaos;
 mod checks;
 mod database;

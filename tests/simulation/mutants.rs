@@ -52,9 +52,20 @@ pub(super) enum Mutant {
     NamespaceGoneIsThrottled,
     /// Requests are not counted.
     NoBudget,
+    /// A key that an audit asks for is looked at like any other, and memory says that it is written.
+    AgainIsKey,
+    /// An audit finds what has drifted, but nothing comes of it.
+    AuditOnlyLooks,
 }
 
-pub(super) const ALL: [Mutant; 24] = [
+impl Mutant {
+    /// Whether it shows only where somebody else writes to KV.
+    pub(super) fn is_of_audits(self) -> bool {
+        matches!(self, Self::AgainIsKey | Self::AuditOnlyLooks)
+    }
+}
+
+pub(super) const ALL: [Mutant; 26] = [
     Mutant::ClaimsNotPersisted,
     Mutant::AmbiguousIsWritten,
     Mutant::ThrottledIsWritten,
@@ -79,4 +90,6 @@ pub(super) const ALL: [Mutant; 24] = [
     Mutant::LostReplyIsRollback,
     Mutant::NamespaceGoneIsThrottled,
     Mutant::NoBudget,
+    Mutant::AgainIsKey,
+    Mutant::AuditOnlyLooks,
 ];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pg2kv::queue;
 use pg2kv::queue::{backoff, budget};
-use pg2kv::relay::{Settings, brake};
+use pg2kv::relay::{Settings, audits, brake};
 
 use super::mutants::Mutant;
 
@@ -42,6 +42,8 @@ pub(super) struct Faults {
     pub(super) quota: bool,
     pub(super) unexpected: bool,
     pub(super) short_reads: bool,
+    /// Somebody else writes to KV.
+    pub(super) tampers: bool,
 }
 
 /// What a seed does.
@@ -76,7 +78,10 @@ impl Plan {
         let braked = !calm && brakes.u32(..4) == 0;
         let millis = |ms: u64| Duration::from_millis(ms);
         let pick = |rng: &mut fastrand::Rng, of: &[u64]| of[rng.usize(..of.len())];
+        let mut others = fastrand::Rng::with_seed(!rng.clone().u64(..));
         let scarce = aim == Some(Mutant::NoBudget) || (!calm && rng.u32(..12) == 0);
+        let tampers =
+            !calm && !scarce && (aim.is_some_and(Mutant::is_of_audits) || others.u32(..4) == 0);
         let syncs = rng.usize(1..=2);
         let keys = if calm {
             rng.usize(2..=8)
@@ -129,6 +134,10 @@ impl Plan {
                 count: if braked { brakes.u64(1..=4) } else { 0 },
                 window: millis(5_000),
             },
+            audit: audits::Settings {
+                interval: Duration::from_secs(if tampers { others.u64(2..=15) } else { 86_400 }),
+                page_interval: millis(pick(&mut others, &[0, 200, 1_000])),
+            },
         };
         Self {
             settings,
@@ -159,7 +168,10 @@ impl Plan {
                     ..Faults::default()
                 }
             } else {
-                Faults::draw(rng, aim)
+                Faults {
+                    tampers,
+                    ..Faults::draw(rng, aim)
+                }
             },
             calm,
         }
@@ -185,7 +197,13 @@ impl Plan {
         let settings = &self.settings;
         let scarce = settings.budget.requests_per_window == SCARCE_REQUESTS;
         let budget = budget::WINDOW * if scarce { 3 } else { 1 };
-        settings.lease_ttl * 3
+        let audits = if self.faults.tampers {
+            settings.audit.interval * 4 + Duration::from_secs(60)
+        } else {
+            Duration::ZERO
+        };
+        audits
+            + settings.lease_ttl * 3
             + settings.backoff.max * 8
             + LATE_WRITE_WINDOW * 4
             + settings.poll_interval
@@ -239,6 +257,7 @@ impl Faults {
             quota: on(),
             unexpected: on(),
             short_reads: on(),
+            tampers: false,
         };
         // A variant can only be caught where its fault happens.
         match mutant {

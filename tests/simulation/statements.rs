@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use pg2kv::change::{ClaimId, Epoch, Mono, OutboxId, SyncId};
 use pg2kv::ledger::{
-    BackfillStep, ClaimRequest, DeleteFacts, Failure, FailureKind, FetchMode, SettleRequest,
+    AuditFacts, BackfillStep, ClaimRequest, DeleteFacts, Failure, FailureKind, FetchMode,
+    SettleRequest,
 };
 use pg2kv::relay::{BatchId, Campaigned, Effect, Event, Recovered, SweepFailure};
 
@@ -189,6 +190,19 @@ impl World {
                         cursor,
                     },
                 );
+                return Ok(());
+            }
+            Effect::Audit { sync, .. } => {
+                self.processes[from.process].audited = Some((from, usize::from(sync.0)));
+                self.deliver(from, Event::PageWanted { sync, failed: None });
+                return Ok(());
+            }
+            Effect::AllowPage => {
+                let audited = self.processes[from.process].audited;
+                if let Some((_, sync)) = audited.filter(|(address, _)| *address == from) {
+                    let at = self.reaches(from.process) + self.delay() * 4;
+                    self.at(at, What::Compare { from, sync });
+                }
                 return Ok(());
             }
             Effect::ReloadToken => {
@@ -515,6 +529,13 @@ impl World {
                     dead,
                     new_syncs,
                     deletes: self.delete_facts(),
+                    audits: (0..self.syncs())
+                        .map(|sync| AuditFacts {
+                            sync: sync_id(sync),
+                            age: Duration::ZERO,
+                            owed: None,
+                        })
+                        .collect(),
                 };
                 Campaigned::Elected {
                     epoch: Epoch(epoch),

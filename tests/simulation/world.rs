@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pg2kv::change::Mono;
 use pg2kv::ledger::{Failure, FailureKind};
-use pg2kv::relay::{Effect, Event, Phase, Relay};
+use pg2kv::relay::{Effect, Event, Phase, Relay, SweepFailure};
 
 use super::chaos::{Fault, Trap};
 use super::checks::{self, Checked, Latency, Spent, Term};
@@ -66,6 +66,13 @@ pub(super) enum What {
         sync: usize,
         cursor: Option<usize>,
     },
+    /// An audit compares a sync with KV.
+    Compare {
+        from: Address,
+        sync: usize,
+    },
+    /// Somebody else writes to KV.
+    Tamper,
     Start(usize),
     Resume(usize),
     Fault(Fault),
@@ -88,6 +95,8 @@ pub(super) struct Process {
     pub(super) trap: Option<Trap>,
     pub(super) checks: Term,
     pub(super) spent: Spent,
+    /// The sync that is being compared.
+    pub(super) audited: Option<(Address, usize)>,
 }
 
 pub(super) struct World {
@@ -210,7 +219,7 @@ impl World {
             }
             let touches = matches!(
                 what,
-                What::End { .. } | What::Execute { .. } | What::Apply { .. }
+                What::End { .. } | What::Execute { .. } | What::Apply { .. } | What::Compare { .. }
             );
             self.happen(what)?;
             if touches {
@@ -281,6 +290,8 @@ impl World {
             What::Apply { shot, which } => self.apply(shot, &which),
             What::Reply { shot } => self.reply(shot),
             What::List { from, sync, cursor } => self.list(from, sync, cursor),
+            What::Compare { from, sync } => self.compare(from, sync),
+            What::Tamper => self.tamper(),
             What::Start(process) => return self.start(process),
             What::Resume(process) => {
                 if self.processes[process]
@@ -396,7 +407,7 @@ impl World {
                 state.checks.write(now, *request, places)?;
                 state.spent.one(now, limit)?;
             }
-            Effect::Sweep { .. } => {
+            Effect::Sweep { .. } | Effect::AllowPage => {
                 state.checks.may_ask(now)?;
                 state.spent.one(now, limit)?;
             }
@@ -423,8 +434,16 @@ impl World {
             Event::Answered {
                 request, answer, ..
             } => checks.answered(now, *request, &answer.outcome),
-            Event::Swept {
-                result: Err(pg2kv::relay::SweepFailure::Kv(answer)),
+            Event::PageWanted {
+                failed: Some(answer),
+                ..
+            }
+            | Event::Swept {
+                result: Err(SweepFailure::Kv(answer)),
+                ..
+            }
+            | Event::Audited {
+                result: Err(SweepFailure::Kv(answer)),
                 ..
             } => {
                 checks.throttled(now, &answer.outcome);
@@ -595,6 +614,7 @@ impl Process {
             trap: None,
             checks: Term::default(),
             spent: Spent::default(),
+            audited: None,
         }
     }
 

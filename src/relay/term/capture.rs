@@ -123,6 +123,13 @@ impl Term {
                     let offered = self.queue.offer(now, change.sync, key, change.id, at);
                     coalesced += usize::from(offered == Offered::Coalesced);
                 }
+                Changed::Again(key) => {
+                    let at = now.before(change.age);
+                    let (sync, id) = (change.sync, change.id);
+                    let offered = self.queue.offer(now, sync, key.clone(), id, at);
+                    self.queue.insist(sync, &key);
+                    coalesced += usize::from(offered == Offered::Coalesced);
+                }
                 Changed::Everything => {
                     backfills::of(&mut self.walks, change.sync).want("resync", vec![change.id]);
                 }

@@ -84,7 +84,7 @@ impl Term {
                     .key(slot)
                     .is_some_and(|key| self.seen.is(sync, key, content)),
             };
-            if known && !self.queue.is_in_doubt(slot) {
+            if known && !self.queue.must_write(slot) {
                 unchanged += 1;
                 self.clear_letter(sync, slot);
                 self.resolve(shared, now, slot, Verdict::Unchanged);

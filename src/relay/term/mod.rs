@@ -3,6 +3,7 @@
 //! Owns everything that is forgotten when the term ends. `handle` takes an event in, `drive` starts
 //! whatever may start now; both are called for each event, so `drive` must find nothing to do twice.
 
+mod audit;
 mod capture;
 mod deletes;
 mod deliver;
@@ -16,6 +17,7 @@ use self::capture::Fetch;
 use self::deliver::Sent;
 use self::prepare::{Item, Preparing};
 use self::settle::Settlement;
+use super::audits::Audits;
 use super::backfills::{self, Walk};
 use super::brake::Brake;
 use super::holds::{BlockReason, Gate, HoldReason};
@@ -73,6 +75,7 @@ pub(super) struct Term {
     sending: Gate<BlockReason>,
     syncs: Vec<Sync>,
     walks: Vec<Walk>,
+    audits: Audits,
     /// Syncs to be walked for the first time, once the first fetch has brought the marker that
     /// `pg2kv.watch` left: one walk answers both.
     new_syncs: Vec<SyncId>,
@@ -111,10 +114,11 @@ impl Term {
         now: Mono,
         epoch: Epoch,
         began: Mono,
-        recovered: Recovered,
+        mut recovered: Recovered,
         out: &mut Output,
     ) -> Self {
         let count = settings.syncs.len();
+        let audited = std::mem::take(&mut recovered.audits);
         let mut term = Self {
             epoch,
             queue: Queue::new(settings.queue, count),
@@ -144,6 +148,7 @@ impl Term {
                 })
                 .collect(),
             walks: backfills::walks(count),
+            audits: Audits::new(settings.audit, now, count, audited),
             new_syncs: Vec::new(),
             unsure_until: None,
             pairs: settings.pairs_max,
@@ -257,6 +262,11 @@ impl Term {
             Event::Walked { sync, result } => self.walked(shared, now, sync, result),
             Event::Swept { sync, result } => self.swept(shared, now, sync, result),
             Event::Advanced { sync, result } => self.advanced(shared, now, sync, result),
+            Event::PageWanted { sync, failed } => {
+                self.page_wanted(shared, now, sync, failed);
+                Ok(())
+            }
+            Event::Audited { sync, result } => self.audited(shared, now, sync, result),
             Event::Examined(result) => {
                 self.examined(shared, result);
                 Ok(())
@@ -305,6 +315,7 @@ impl Term {
         self.drive_fetch(shared, now);
         self.drive_batches(shared, now);
         self.drive_backfills(shared, now);
+        self.drive_audits(shared, now);
         Ok(false)
     }
 
@@ -334,6 +345,7 @@ impl Term {
         {
             wake.push(at);
         }
+        wake.extend(self.next_audit_at(budget, now));
         wake.into_iter().min()
     }
 
@@ -369,6 +381,7 @@ impl Term {
                     ahead: sync.brake.ahead(),
                 }),
                 backfill: walk.current().cloned(),
+                audit: self.audits.status(now, sync_id(index)),
             })
             .collect();
     }

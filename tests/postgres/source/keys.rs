@@ -147,7 +147,9 @@ async fn keys_of_every_type_find_their_row() {
             .filter(|change| change.sync == sync.id)
             .map(|change| match &change.what {
                 pg2kv::change::Changed::Key(key) => key.clone(),
-                pg2kv::change::Changed::Everything => panic!("no marker was written"),
+                pg2kv::change::Changed::Everything | pg2kv::change::Changed::Again(_) => {
+                    panic!("no marker was written")
+                }
             })
             .collect();
         let claimed = leader

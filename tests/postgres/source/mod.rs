@@ -1,5 +1,6 @@
 //! The Postgres edge against real servers.
 
+mod audit;
 mod bell;
 mod check;
 mod claim;
@@ -175,6 +176,7 @@ fn texts(changes: &[Change]) -> Vec<String> {
         .iter()
         .map(|change| match &change.what {
             Changed::Key(key) => key.as_str().to_owned(),
+            Changed::Again(key) => format!("again {}", key.as_str()),
             Changed::Everything => "*".to_owned(),
         })
         .collect()

@@ -1,0 +1,75 @@
+//! Somebody else who writes to KV, and the audit that finds it.
+
+use pg2kv::change::Outcome;
+use pg2kv::relay::{AuditFound, Event, SweepFailure};
+
+use super::checks;
+use super::database::{Address, sync_id};
+use super::kv::micros;
+use super::mutants::Mutant;
+use super::world::{What, World, failure};
+
+impl World {
+    /// Writes or deletes a pair, as if it were ours.
+    pub(super) fn tamper(&mut self) {
+        if self.healed {
+            return;
+        }
+        let at = self.now + micros(self.rng.u64(50_000..4_000_000));
+        self.at(at, What::Tamper);
+        let place = (
+            self.rng.usize(..self.syncs()),
+            self.rng.usize(..self.plan.keys),
+        );
+        let content = self.rng.bool().then(|| self.rng.u32(..self.plan.contents));
+        if self.kv.gone[place.0].is_none() {
+            self.kv.tamper(place, content);
+            self.tell(|| format!("somebody else: KV {place:?} = {content:?}"));
+        }
+    }
+
+    /// The whole comparison at one moment: what differs and does not wait is asked for again.
+    pub(super) fn compare(&mut self, from: Address, sync: usize) {
+        let token = self.processes[from.process].token;
+        let mut refusal = self.kv.refusal(sync, token);
+        let faults = self.plan.faults;
+        if faults.throttled && !self.healed && self.rng.u32(..10) == 0 {
+            refusal = Some(Outcome::Throttled(Some(micros(3_000_000))));
+        }
+        if let Some(outcome) = refusal {
+            let answer = self.answer(from, sync, outcome);
+            let sync = sync_id(sync);
+            let event = if self.rng.bool() {
+                let failed = Some(answer);
+                Event::PageWanted { sync, failed }
+            } else {
+                let result = Err(SweepFailure::Kv(answer));
+                Event::Audited { sync, result }
+            };
+            return self.deliver(from, event);
+        }
+        let mut drifted: Vec<usize> = (0..self.plan.keys)
+            .filter(|key| checks::has_drifted(&self.database, &self.kv, (sync, *key)))
+            .collect();
+        if self.is(Mutant::AuditOnlyLooks) {
+            drifted.clear();
+        }
+        let asked = self.database.write_again(self.now, from, sync, &drifted);
+        let result = match asked {
+            Ok(()) => {
+                for key in &drifted {
+                    self.kv.tampered.remove(&(sync, *key));
+                }
+                Ok(AuditFound {
+                    stale: drifted.len() as u64,
+                    undecided: self.database.backfill(sync).is_some(),
+                    ..AuditFound::default()
+                })
+            }
+            Err(kind) => Err(SweepFailure::Ledger(failure(kind))),
+        };
+        self.tell(|| format!("an audit of {sync} found {drifted:?}"));
+        let sync = sync_id(sync);
+        self.deliver(from, Event::Audited { sync, result });
+    }
+}
