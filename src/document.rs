@@ -7,6 +7,8 @@
 //! same columns. So two keys of one sync never share a KV pair, no batch holds a name twice, and
 //! an audit can tell from a name in KV which row it stands for.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::change::{
@@ -147,6 +149,11 @@ impl Template {
         Ok(template)
     }
 
+    /// The columns whose values make a name, in the order that [`Self::render`] takes them.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
     /// The text before the first placeholder: every name of the sync begins with it.
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -232,6 +239,19 @@ impl Template {
             return Err(TemplateError::Impossible(format!(
                 "its fixed text has {fixed} bytes; Workers KV allows {KV_NAME_MAX_BYTES}"
             )));
+        }
+        Ok(())
+    }
+}
+
+/// The text that [`Template::parse`] takes.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let escaped = |text: &str| text.replace('{', "{{").replace('}', "}}");
+        f.write_str(&escaped(&self.prefix))?;
+        for part in &self.placeholders {
+            let column = &self.columns[part.column];
+            write!(f, "{{{column}}}{}", escaped(&part.after))?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod explain;
 mod help;
 mod logging;
 mod output;
+mod plan;
 mod run;
 mod sql;
 mod status;

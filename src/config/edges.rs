@@ -128,6 +128,7 @@ impl Config {
                     ValueSource::Expression(sql) => ValueSql::Expression(sql.clone()),
                 },
                 filter: sync.filter.clone(),
+                configured: sync.described().to_string(),
             })
             .collect()
     }

@@ -229,13 +229,17 @@ impl World {
                     .map(|()| step)
                     .map_err(Failure::from),
             },
+            Effect::Clean { old, step } => Event::Cleaned {
+                old,
+                result: self.clean(session.epoch(), old, step).await,
+            },
             Effect::Audit { sync, reason } => Event::Audited {
                 sync,
                 result: self.audit(session.epoch(), sync, &reason).await,
             },
             // These are the loop's own; it never hands them on.
             Effect::Campaign
-            | Effect::AllowPage
+            | Effect::AllowPage { .. }
             | Effect::ReloadToken
             | Effect::Abandon
             | Effect::Release => Event::Tick,
@@ -321,7 +325,7 @@ pub(super) async fn gauges(leader: Leader, held: Vec<(SyncId, Option<u64>)>) -> 
     }
 }
 
-fn not_trusted() -> Answer {
+pub(super) fn not_trusted() -> Answer {
     Answer {
         outcome: Outcome::NotSent(NotSentReason::Fenced),
         limit: None,
@@ -338,5 +342,8 @@ fn recovered_of(found: source::session::Recovered) -> Recovered {
         new_syncs: found.new_syncs,
         deletes: found.deletes,
         audits: found.audits,
+        changed: found.changed,
+        retired: found.retired,
+        unsure: found.unsure,
     }
 }

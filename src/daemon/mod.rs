@@ -6,6 +6,7 @@
 //! set is aborted, so no late reply of an earlier one can reach a later one.
 
 mod audits;
+mod cleaning;
 mod clock;
 mod effects;
 mod telling;
@@ -239,9 +240,9 @@ impl Daemon {
                 self.tasks
                     .spawn(async move { world.campaign(candidate).await });
             }
-            Effect::AllowPage => {
+            Effect::AllowPage { trusted_until } => {
                 if let Some(asked) = self.page.take() {
-                    asked.allow();
+                    asked.allow(trusted_until);
                 }
             }
             Effect::Abandon => {
@@ -348,7 +349,7 @@ impl Daemon {
     fn holds_deletes(&self) -> bool {
         let report = self.report.borrow();
         let mut syncs = report.status.syncs.iter();
-        syncs.any(|sync| sync.deletes_held.is_some())
+        syncs.any(|sync| sync.deletes_held.is_some() || sync.old_names.is_some_and(|old| old.held))
     }
 
     /// Keys of each sync that wait for approval of their deletes, as of the last report.
@@ -405,6 +406,11 @@ fn is_news(notice: &Notice) -> bool {
             | Notice::AuditStarted { .. }
             | Notice::Audited { .. }
             | Notice::AuditFailed { .. }
+            | Notice::Reconfigured(_)
+            | Notice::OldNames { .. }
+            | Notice::Cleaned { .. }
+            | Notice::Clean { .. }
+            | Notice::CleaningFailed { .. }
     )
 }
 

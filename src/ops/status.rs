@@ -45,6 +45,7 @@ struct SyncJson {
     /// What is wrong with its triggers.
     triggers_error: Option<ErrorJson>,
     deletes_held: Option<DeletesJson>,
+    old_names: Option<OldNamesJson>,
     backfill: Option<BackfillJson>,
     audit: AuditJson,
 }
@@ -106,6 +107,12 @@ struct HoldJson {
 }
 
 #[derive(Debug, Serialize)]
+struct OldNamesJson {
+    keys: u64,
+    held: bool,
+}
+
+#[derive(Debug, Serialize)]
 struct BackfillJson {
     reason: String,
     phase: &'static str,
@@ -161,6 +168,10 @@ impl StatusJson {
                             hint,
                         }
                     }),
+                    old_names: sync.old_names.map(|old| OldNamesJson {
+                        keys: old.names,
+                        held: old.held,
+                    }),
                     backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
                         reason: backfill.reason.clone(),
                         phase: match backfill.phase {
@@ -210,6 +221,11 @@ pub(super) fn readiness(report: &Report) -> String {
         if let Some(fault) = &sync.fault {
             lines.push(format!("sync {name}: changes are not recorded: {fault}"));
             lines.push(format!("  help: {}", Examined::HINT));
+        }
+        if let Some(old) = sync.old_names.filter(|old| old.held) {
+            let (detail, hint) = old.told(name);
+            lines.push(format!("old names of {name}: {detail}"));
+            lines.push(format!("  help: {hint}"));
         }
         if let Some(held) = &sync.deletes_held {
             let (detail, hint) = held.told(name);

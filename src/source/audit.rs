@@ -222,7 +222,7 @@ impl Auditor {
             .await
     }
 
-    async fn fenced(
+    pub(super) async fn fenced(
         &self,
         doing: &str,
         sql: &str,

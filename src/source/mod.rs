@@ -17,6 +17,7 @@ pub mod admin;
 pub mod audit;
 mod check;
 mod claim;
+pub mod configured;
 mod deletes;
 pub mod doorbell;
 pub mod error;
@@ -29,6 +30,7 @@ mod link;
 mod marker;
 mod outbox;
 mod recover;
+pub mod retired;
 mod rows;
 pub mod session;
 mod settle;
@@ -98,6 +100,9 @@ pub struct SyncSource {
     /// they are and run with the daemon's rights, in a read-only transaction, with only
     /// `pg_catalog` in the search path.
     pub filter: Option<String>,
+    /// Everything in the configuration that decides which pairs the rows make, as a JSON object. A
+    /// leader notices by it that the one before ran with another configuration.
+    pub configured: String,
 }
 
 /// How Postgres makes a document of a row.

@@ -24,7 +24,7 @@ use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
     AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, FetchMode, Fetched,
-    SettleRequest, Walked,
+    OldNames, Reconfigured, SettleRequest, Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -100,6 +100,12 @@ pub struct Recovered {
     pub deletes: Vec<DeleteFacts>,
     /// When each watched sync was last compared with KV.
     pub audits: Vec<AuditFacts>,
+    /// Syncs whose configuration is another than before.
+    pub changed: Vec<Reconfigured>,
+    /// Names that are no longer made.
+    pub retired: Vec<OldNames>,
+    /// Deletes of such names by an earlier leader may still land.
+    pub unsure: bool,
 }
 
 /// Which database this is: any change means that rows may have gone back in time.

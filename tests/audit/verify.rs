@@ -208,7 +208,8 @@ async fn what_waits_or_has_a_letter_is_no_drift() {
     place.sql("delete from pg2kv.claim").await;
     let nothing_waits = place.json(1, &["verify", "--json", "--repair"]).await;
     assert_eq!(numbers(&nothing_waits), [0, 1, 0, 1, 1, 0, 0]);
-    let asked = ["repair_asked_for", "resync_asked_for"].map(|name| &nothing_waits["syncs"][0][name]);
+    let asked =
+        ["repair_asked_for", "resync_asked_for"].map(|name| &nothing_waits["syncs"][0][name]);
     assert_eq!(asked, [&json!(true), &json!(false)]);
     let markers = "select count(*) from pg2kv.outbox
         where key in ('{\"again\": [1]}', '{\"again\": [3]}')";

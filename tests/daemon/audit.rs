@@ -117,9 +117,11 @@ async fn what_an_audit_found_is_mended_though_the_daemon_dies_at_once() {
     daemon.logged("audit done").await;
     let refused = Fault::status(503).on_operation(Operation::BulkWrite);
     world.kv.faults().add(refused).unwrap();
-    let writes = world.kv.requests().iter().filter(|request| {
-        request.operation == Some(Operation::BulkWrite)
-    });
+    let writes = world
+        .kv
+        .requests()
+        .iter()
+        .filter(|request| request.operation == Some(Operation::BulkWrite));
     let writes = writes.count();
     tamper(&world).await;
     // One is the tampering, one the repair, which comes to nothing.
@@ -152,7 +154,10 @@ async fn another_identity_is_followed_by_an_audit_and_only_once() {
     daemon.logged_times("audit done", 2).await;
     let log = daemon.log();
     let started = log.lines().filter(|line| line.contains("audit started"));
-    assert!(started.clone().all(|line| line.contains("\"identity\"")), "{log}");
+    assert!(
+        started.clone().all(|line| line.contains("\"identity\"")),
+        "{log}"
+    );
     assert_eq!(started.count(), 2, "one for each sync");
     let walked = log.find("backfill done").unwrap();
     assert!(walked < log.find("audit started").unwrap(), "{log}");
@@ -190,9 +195,13 @@ async fn a_restart_neither_forgets_nor_repeats_an_audit() {
     assert_eq!(world.number(recent).await, 1);
     let daemon = world.daemon();
     daemon.leads().await;
-    world.sql("insert into public.note values (1000, 'new')").await;
+    world
+        .sql("insert into public.note values (1000, 'new')")
+        .await;
     world.converges().await;
-    let at = daemon.metric("pg2kv_audit_last_success_timestamp_seconds").await;
+    let at = daemon
+        .metric("pg2kv_audit_last_success_timestamp_seconds")
+        .await;
     assert!(at.is_some_and(|at| at > 1_700_000_000.0), "{at:?}");
     assert_eq!(daemon.count("audit started"), 0);
     daemon.stop().await;

@@ -407,7 +407,7 @@ impl World {
                 state.checks.write(now, *request, places)?;
                 state.spent.one(now, limit)?;
             }
-            Effect::Sweep { .. } | Effect::AllowPage => {
+            Effect::Sweep { .. } | Effect::AllowPage { .. } => {
                 state.checks.may_ask(now)?;
                 state.spent.one(now, limit)?;
             }

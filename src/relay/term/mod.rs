@@ -5,6 +5,7 @@
 
 mod audit;
 mod capture;
+mod clean;
 mod deletes;
 mod deliver;
 mod prepare;
@@ -20,6 +21,7 @@ use self::settle::Settlement;
 use super::audits::Audits;
 use super::backfills::{self, Walk};
 use super::brake::Brake;
+use super::cleanings::Cleanings;
 use super::holds::{BlockReason, Gate, HoldReason};
 use super::{
     BatchId, Effect, Event, IDENTITY_CHANGED, Notice, Output, Recovered, RequestId, Settings,
@@ -76,6 +78,7 @@ pub(super) struct Term {
     syncs: Vec<Sync>,
     walks: Vec<Walk>,
     audits: Audits,
+    cleanings: Cleanings,
     /// Syncs to be walked for the first time, once the first fetch has brought the marker that
     /// `pg2kv.watch` left: one walk answers both.
     new_syncs: Vec<SyncId>,
@@ -149,6 +152,10 @@ impl Term {
                 .collect(),
             walks: backfills::walks(count),
             audits: Audits::new(settings.audit, now, count, audited),
+            cleanings: Cleanings::new(
+                now + settings.lease_ttl + settings.late_write_window,
+                std::mem::take(&mut recovered.retired),
+            ),
             new_syncs: Vec::new(),
             unsure_until: None,
             pairs: settings.pairs_max,
@@ -193,6 +200,11 @@ impl Term {
         for (sync, count) in recovered.dead {
             self.syncs[usize::from(sync.0)].may_have_dead_letters = count > 0;
         }
+        if recovered.unsure {
+            self.unsure_until = Some(doubt_until);
+        }
+        let changed = recovered.changed.into_iter().map(Notice::Reconfigured);
+        out.notices.extend(changed);
         self.new_syncs = recovered.new_syncs;
         for backfill in recovered.backfills {
             if backfill.reason == IDENTITY_CHANGED {
@@ -267,6 +279,7 @@ impl Term {
                 Ok(())
             }
             Event::Audited { sync, result } => self.audited(shared, now, sync, result),
+            Event::Cleaned { old, result } => self.cleaned(shared, now, old, result),
             Event::Examined(result) => {
                 self.examined(shared, result);
                 Ok(())
@@ -316,6 +329,7 @@ impl Term {
         self.drive_batches(shared, now);
         self.drive_backfills(shared, now);
         self.drive_audits(shared, now);
+        self.drive_cleanings(shared, now);
         Ok(false)
     }
 
@@ -346,6 +360,7 @@ impl Term {
             wake.push(at);
         }
         wake.extend(self.next_audit_at(budget, now));
+        wake.extend(self.next_cleaning(budget, now).map(|(at, _)| at));
         wake.into_iter().min()
     }
 
@@ -382,6 +397,7 @@ impl Term {
                 }),
                 backfill: walk.current().cloned(),
                 audit: self.audits.status(now, sync_id(index)),
+                old_names: self.cleanings.status(sync_id(index)),
             })
             .collect();
     }

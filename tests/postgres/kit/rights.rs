@@ -50,7 +50,8 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         text(&admin, table_rights).await,
         "backfill: delete insert select update; claim: delete insert select update; \
          dead_letter: delete insert select update; lease: delete insert select update; \
-         meta: select; outbox: delete insert select; sync: select"
+         meta: select; outbox: delete insert select; retired: delete insert select update; \
+         sync: select"
     );
     for sql in [
         "select id, a from app.t where id = 1",

@@ -14,6 +14,7 @@ fn typed(id: u16, name: &str, keys: &[&str]) -> SyncSource {
         key_columns: keys.iter().map(ToString::to_string).collect(),
         value: ValueSql::Expression("note".to_owned()),
         filter: None,
+        configured: "{}".to_owned(),
     }
 }
 

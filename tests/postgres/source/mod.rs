@@ -123,6 +123,7 @@ fn items(value: &str) -> SyncSource {
         key_columns: vec!["id".to_owned()],
         value: ValueSql::Expression(value.to_owned()),
         filter: None,
+        configured: "{}".to_owned(),
     }
 }
 
