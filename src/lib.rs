@@ -28,11 +28,11 @@
 //! - After any doubt about the session with Postgres, everything in memory is dropped and read anew.
 //!
 //! # Who may know whom
-//! `main → cli, config, daemon, ops`; `daemon → relay, source, sink, metrics`; `relay → queue,
-//! ledger, change`; `source`, `sink`, `queue` and `document → change` (and `ledger`). `source`,
-//! `queue` and `sink` never know each other: what one has to tell another is a value that the relay
-//! carries. Only `audit`, which compares both sides and writes to neither, looks at `source` and
-//! `sink` at once. A test holds this.
+//! `main → cli, config, daemon, ops`; `daemon → relay, source, sink, audit, metrics`;
+//! `relay → queue, ledger, change`; `source`, `sink`, `queue` and `document → change` (and `ledger`).
+//! `source`, `queue` and `sink` never know each other: what one has to tell another is a value that
+//! the relay carries. Only `audit`, which compares both sides and writes to neither, looks at `source`
+//! and `sink` at once. A test holds this.
 //!
 //! # What is pure
 //! [`change`], [`ledger`], [`document`], [`queue`] and [`relay`] have no async, no clock, no

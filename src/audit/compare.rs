@@ -333,6 +333,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_takes_17_bytes() {
+        let mut pairs = Pairs::default();
+        for n in 0..50_000 {
+            let name = KvName::new(format!("user:{n}")).unwrap();
+            pairs.push(&name, ContentHash(n));
+        }
+        let listing = pairs.listing();
+        let bytes = listing.pairs.capacity() * size_of::<(Id, Id)>() + listing.taken.capacity();
+        assert_eq!(bytes, 17 * 50_000);
+    }
+
+    #[test]
     fn keys_are_those_that_are_left() {
         let name = KvName::new("user:1").unwrap();
         let mut differences = Differences::default();

@@ -115,14 +115,14 @@ async fn what_an_audit_found_is_mended_though_the_daemon_dies_at_once() {
     daemon.leads().await;
     world.converges().await;
     daemon.logged("audit done").await;
+    let requests = world.kv.requests();
+    let bulk = requests.iter().map(|request| request.operation);
+    let writes = bulk
+        .filter(|one| *one == Some(Operation::BulkWrite))
+        .count();
+    // All but the first, which tampers.
     let refused = Fault::status(503).on_operation(Operation::BulkWrite);
-    world.kv.faults().add(refused).unwrap();
-    let writes = world
-        .kv
-        .requests()
-        .iter()
-        .filter(|request| request.operation == Some(Operation::BulkWrite));
-    let writes = writes.count();
+    world.kv.faults().add(refused.after(1)).unwrap();
     tamper(&world).await;
     // One is the tampering, one the repair, which comes to nothing.
     bulk_writes(&world, writes + 2).await;

@@ -54,10 +54,10 @@ impl World {
         if self.is(Mutant::AuditOnlyLooks) {
             drifted.clear();
         }
-        let asked = self.database.write_again(self.now, from, sync, &drifted);
-        let result = match asked {
+        let result = match self.database.fence(from) {
             Ok(()) => {
                 for key in &drifted {
+                    self.database.insert_again(self.now, (sync, *key));
                     self.kv.tampered.remove(&(sync, *key));
                 }
                 Ok(AuditFound {

@@ -61,8 +61,6 @@ struct OutboxRow {
     sync: usize,
     /// `None`: everything.
     key: Option<usize>,
-    /// To be written whatever is known.
-    again: bool,
     at: Mono,
 }
 
@@ -81,6 +79,8 @@ pub(super) struct BackfillRow {
 pub(super) struct Durable {
     rows: Vec<Vec<Option<Row>>>,
     outbox: BTreeMap<i64, OutboxRow>,
+    /// Those that ask for a write whatever is known.
+    again: BTreeSet<i64>,
     /// Outbox rows of each key.
     waiting: Vec<Vec<u32>>,
     /// Outbox rows that stand for everything.
@@ -148,6 +148,7 @@ impl Database {
             durable: Durable {
                 rows: vec![vec![None; keys]; syncs],
                 outbox: BTreeMap::new(),
+                again: BTreeSet::new(),
                 waiting: zeros.clone(),
                 markers: vec![0; syncs],
                 claims: BTreeMap::new(),
@@ -284,16 +285,15 @@ impl Database {
         for (outbox_id, place, row, at) in transaction.changes {
             self.durable.rows[place.0][place.1] = row;
             let (sync, key) = (place.0, Some(place.1));
-            self.durable
-                .insert(outbox_id, OutboxRow::new(sync, key, at));
+            self.durable.insert(outbox_id, OutboxRow { sync, key, at });
             places.push(place);
         }
         for (outbox_id, sync, empty, at) in transaction.markers {
             if empty {
                 self.durable.rows[sync].fill(None);
             }
-            self.durable
-                .insert(outbox_id, OutboxRow::new(sync, None, at));
+            let key = None;
+            self.durable.insert(outbox_id, OutboxRow { sync, key, at });
         }
         (places, transaction.rings)
     }
@@ -461,10 +461,9 @@ impl Database {
                 fetched.more = true;
                 break;
             }
+            let again = self.durable.again.contains(id) && self.mutant != Some(Mutant::AgainIsKey);
             let what = match row.key {
-                Some(key) if row.again && self.mutant != Some(Mutant::AgainIsKey) => {
-                    Changed::Again(self.keys[row.sync][key].clone())
-                }
+                Some(key) if again => Changed::Again(self.keys[row.sync][key].clone()),
                 Some(key) => Changed::Key(self.keys[row.sync][key].clone()),
                 None => Changed::Everything,
             };
@@ -482,7 +481,7 @@ impl Database {
         Ok(fetched)
     }
 
-    fn fence(&self, address: Address) -> Reply<()> {
+    pub(super) fn fence(&self, address: Address) -> Reply<()> {
         let session = self.sessions.get(&address).ok_or(FailureKind::Connection)?;
         if session.epoch == self.durable.epoch || self.mutant == Some(Mutant::FenceIgnored) {
             Ok(())
@@ -554,24 +553,12 @@ impl Database {
         Ok(())
     }
 
-    /// An audit asks for keys to be written whatever is known.
-    pub(super) fn write_again(
-        &mut self,
-        now: Mono,
-        address: Address,
-        sync: usize,
-        keys: &[usize],
-    ) -> Reply<()> {
-        self.fence(address)?;
-        for key in keys {
-            let id = self.next_outbox_id();
-            let row = OutboxRow {
-                again: true,
-                ..OutboxRow::new(sync, Some(*key), now)
-            };
-            self.durable.insert(id, row);
-        }
-        Ok(())
+    /// A key that is to be written whatever is known.
+    pub(super) fn insert_again(&mut self, at: Mono, (sync, key): Place) {
+        let id = self.next_outbox_id();
+        let key = Some(key);
+        self.durable.again.insert(id);
+        self.durable.insert(id, OutboxRow { sync, key, at });
     }
 
     /// For variants that settle too early.
@@ -652,17 +639,6 @@ impl Database {
             done: row.done,
             estimate: None,
         })
-    }
-}
-
-impl OutboxRow {
-    fn new(sync: usize, key: Option<usize>, at: Mono) -> Self {
-        Self {
-            sync,
-            key,
-            again: false,
-            at,
-        }
     }
 }
 

@@ -107,7 +107,7 @@ fn each_sync_is_compared_in_turn_once_in_an_interval() {
     bench.audited(SyncId(1), found);
     let (sync, _) = bench.audit();
     assert_eq!(sync, SyncId(0));
-    bench.pass(part);
+    bench.until_effect(part);
     bench.audited(SyncId(0), found);
     let status = bench.relay.status(bench.now);
     assert_eq!(status.syncs[1].audit.found, Some(found));
@@ -337,7 +337,7 @@ fn a_failed_try_does_not_forget_that_it_has_to_write() {
 }
 
 #[test]
-fn nothing_is_compared_parta_process_stops() {
+fn nothing_is_compared_while_a_process_stops() {
     let mut bench = leader(settings(), [Duration::ZERO, Duration::ZERO]);
     let (request, batch) = bench.sent(1);
     bench.give(Event::Shutdown);
