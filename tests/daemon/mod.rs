@@ -11,6 +11,7 @@ mod errors;
 mod kill;
 mod ops;
 mod poison;
+mod reconfigure;
 mod resync;
 mod secrets;
 mod shutdown;
