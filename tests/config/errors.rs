@@ -58,7 +58,7 @@ const CASES: &[Case] = &[
         "[webhooks]\nurl = \"x\"",
         "error: webhooks is not a key that pg2kv knows
   where: FILE, line 11
-  help: the sections are backfill, brake, kv, lease, log, ops, postgres, queue, retry, shutdown, sync.NAME",
+  help: the sections are audit, backfill, brake, kv, lease, log, ops, postgres, queue, retry, shutdown, sync.NAME",
     ),
     // Wrong types.
     append(
@@ -328,7 +328,7 @@ fn mistakes_in_the_environment_name_the_variable() {
             "x",
             "error: rules is not a key that pg2kv knows
   where: environment variable PG2KV__RULES__0__KEY
-  help: the sections are backfill, brake, kv, lease, log, ops, postgres, queue, retry, shutdown, sync.NAME",
+  help: the sections are audit, backfill, brake, kv, lease, log, ops, postgres, queue, retry, shutdown, sync.NAME",
         ),
     ] {
         assert_eq!(errors(BASE, &[(name, value)]), [says], "{name}={value}");

@@ -19,7 +19,11 @@ use crate::support::world::{Plan, World};
 #[tokio::test]
 async fn every_metric_shows_after_a_busy_run() {
     let world = World::start(Plan {
-        settings: &[("kv.requests_per_5min", "1200")],
+        settings: &[
+            ("kv.requests_per_5min", "1200"),
+            ("audit.interval", "1s"),
+            ("audit.recheck_after", "0s"),
+        ],
         ..PLAN
     })
     .await;
