@@ -312,12 +312,13 @@ pub(super) async fn examine(leader: Leader) -> Done {
 /// `held`: keys of each sync that wait for approval of their deletes.
 pub(super) async fn gauges(leader: Leader, held: Vec<(SyncId, Option<u64>)>) -> Done {
     let began = clock::now();
-    let asked = async {
-        leader.session.note_held(&held).await?;
-        leader.session.gauges().await
-    };
-    match asked.await {
-        Ok(gauges) => Done::Gauges(began, gauges),
+    match leader.session.gauges().await {
+        Ok(gauges) => {
+            if let Err(error) = leader.session.note_held(&held).await {
+                tracing::debug!(%error, "what is held could not be noted");
+            }
+            Done::Gauges(began, gauges)
+        }
         Err(error) => {
             tracing::debug!(%error, "the gauges of the ledger could not be read");
             Done::Nothing
