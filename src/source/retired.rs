@@ -17,18 +17,22 @@ pub struct Retired {
     pub template: String,
     /// The columns whose values it takes.
     pub key_values: Vec<String>,
+    /// The sync that had it.
+    pub sync: String,
 }
 
-const FIND: &str = "select namespace, template, key_values from pg2kv.retired where id = $1";
+const FIND: &str = "\
+    select namespace, template, key_values, sync from pg2kv.retired
+    where $1::int8 is null or id = $1 order by id";
 
-/// First everything that the outbox holds now has to be claimed, then every claim that stands by then
-/// to be settled: by then all that the comparison found is written.
+/// First everything that the outbox holds now has to be claimed, by a walk over all rows perhaps, then
+/// every claim that stands by then to be settled: by then all that the comparison found is written.
 const WRITTEN: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
     seen as (
       select r.id, r.after_outbox,
         exists (select from pg2kv.outbox as o where o.sync = r.sync and o.id <= r.after_outbox)
-          as waits,
+          or exists (select from pg2kv.backfill as b where b.sync = r.sync) as waits,
         r.after_claim,
         exists (select from pg2kv.claim as c where c.sync = r.sync and c.id <= r.after_claim)
           as claimed
@@ -64,18 +68,34 @@ impl Auditor {
     /// # Errors
     /// `Connection`, `Transient`, `Refused`.
     pub async fn retired(&self, id: RetiredId) -> Result<Option<Retired>, Error> {
+        Ok(self.find_retired(Some(id.0)).await?.pop())
+    }
+
+    /// All names that are retired.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`.
+    pub async fn all_retired(&self) -> Result<Vec<Retired>, Error> {
+        self.find_retired(None).await
+    }
+
+    async fn find_retired(&self, id: Option<i64>) -> Result<Vec<Retired>, Error> {
         let sql = self.settings().sql(FIND);
-        let parameters: [&(dyn ToSql + Sync); 1] = [&id.0];
-        let row = self.link().client().query_opt(&sql, &parameters);
-        let row = self
+        let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+        let rows = self.link().client().query(&sql, &parameters);
+        let rows = self
             .link()
-            .call("looking for retired names", 2, Place::Own, row)
+            .call("looking for retired names", 2, Place::Own, rows)
             .await?;
-        Ok(row.map(|row| Retired {
-            namespace: row.get(0),
-            template: row.get(1),
-            key_values: row.get(2),
-        }))
+        Ok(rows
+            .iter()
+            .map(|row| Retired {
+                namespace: row.get(0),
+                template: row.get(1),
+                key_values: row.get(2),
+                sync: row.get(3),
+            })
+            .collect())
     }
 
     /// Whether all that was to be written when this was first asked is written.

@@ -367,6 +367,12 @@ async fn many_old_names_wait_until_nobody_reads_them() {
         ready.contains("old names of person: 20 keys stand in KV"),
         "{ready}"
     );
+    let explained = pg2kv(&config, &["explain", "p:7"]).await;
+    let text = String::from_utf8(explained.stdout).unwrap();
+    assert!(
+        text.contains("an earlier configuration of person made this key"),
+        "{text}"
+    );
     // Ordinary deletes are not held with them.
     world.sql("delete from public.person where id = 20").await;
     world.has("person/20", None).await;

@@ -13,7 +13,13 @@ pub(super) fn of(frame: &Frame<'_>, name: &KvName, told: &[Told<'_>], strays: &[
     let syncs: Vec<_> = told.iter().map(|told| sync(frame, told)).collect();
     let strays: Vec<_> = strays
         .iter()
-        .map(|stray| json!({ "namespace": stray.namespace, "kv": found(frame, &stray.found) }))
+        .map(|stray| {
+            json!({
+                "namespace": stray.namespace,
+                "made_before_by": stray.retired,
+                "kv": found(frame, &stray.found),
+            })
+        })
         .collect();
     json!({ "kv_key": name.as_str(), "syncs": syncs, "strays": strays })
 }

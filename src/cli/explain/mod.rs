@@ -16,6 +16,8 @@ use crate::audit::explain::{self, Explanation, Found};
 use crate::change::KvName;
 use crate::config;
 use crate::daemon::SyncSpec;
+use crate::document::Template;
+use crate::sink::kv::KvClient;
 use crate::source::audit::Auditor;
 
 /// A key of one sync, explained.
@@ -27,6 +29,8 @@ struct Told<'a> {
 /// A pair that no sync makes.
 struct Stray {
     namespace: String,
+    /// A sync made it under an earlier configuration, and the daemon is to delete it.
+    retired: Option<String>,
     found: Found,
 }
 
@@ -62,18 +66,11 @@ pub(super) async fn execute(files: &[PathBuf], args: &ExplainArgs) -> Result<Exi
             told.push(Told { sync, explanation });
         }
     }
-    let mut strays = Vec::new();
-    if told.is_empty() {
-        let namespaces: BTreeSet<_> = syncs.iter().map(|sync| &sync.namespace).collect();
-        for namespace in namespaces {
-            if let Some(found) = explain::find(&kv, namespace, &name).await? {
-                strays.push(Stray {
-                    namespace: namespace.as_str().to_owned(),
-                    found,
-                });
-            }
-        }
-    }
+    let strays = if told.is_empty() {
+        strays(&auditor, &kv, &syncs, &name).await?
+    } else {
+        Vec::new()
+    };
     let frame = Frame {
         args,
         request_timeout: config.kv.request_timeout,
@@ -93,6 +90,37 @@ pub(super) async fn execute(files: &[PathBuf], args: &ExplainArgs) -> Result<Exi
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Pairs of this name that no sync makes, in every namespace that has a sync.
+async fn strays(
+    auditor: &Auditor,
+    kv: &KvClient,
+    syncs: &[SyncSpec],
+    name: &KvName,
+) -> Result<Vec<Stray>, Failure> {
+    let retired = auditor.all_retired().await?;
+    let namespaces: BTreeSet<_> = syncs.iter().map(|sync| &sync.namespace).collect();
+    let mut strays = Vec::new();
+    for namespace in namespaces {
+        let Some(found) = explain::find(kv, namespace, name)
+            .await
+            .map_err(Failure::from)?
+        else {
+            continue;
+        };
+        let made_by = retired.iter().find(|retired| {
+            let template = Template::parse(&retired.template, &retired.key_values);
+            retired.namespace == namespace.as_str()
+                && template.is_ok_and(|template| template.reverse(name).is_some())
+        });
+        strays.push(Stray {
+            namespace: namespace.as_str().to_owned(),
+            retired: made_by.map(|retired| retired.sync.clone()),
+            found,
+        });
+    }
+    Ok(strays)
 }
 
 fn print(

@@ -324,6 +324,15 @@ fn on_its_way(way: Way) -> String {
 
 /// The conclusion where no template makes the key.
 pub(super) fn nobodys(strays: &[Stray]) -> (String, String) {
+    if let Some(sync) = strays.iter().find_map(|stray| stray.retired.as_deref()) {
+        return (
+            format!("an earlier configuration of {sync} made this key; the daemon is to delete it"),
+            format!(
+                "it waits until the new names are written; where they are many, also for \
+                 `pg2kv approve-deletes {sync}`"
+            ),
+        );
+    }
     let ours = strays.iter().any(|stray| stray.found.hash.is_some());
     if ours {
         (

@@ -48,23 +48,23 @@ fn names_are_forgotten_only_once_nothing_can_bring_one_back() {
     assert_eq!(step(&mut bench), CleanStep::Count { last: false });
     give(&mut bench, Cleaned::NotYet);
     assert!(is_idle(&bench), "the new names are not written");
-    bench.pass(Duration::from_secs(30));
+    bench.until_effect(Duration::from_secs(30));
     assert_eq!(step(&mut bench), CleanStep::Count { last: false });
     give(&mut bench, Cleaned::Counted(3));
     assert_eq!(step(&mut bench), CleanStep::Delete { most: 3 });
     give(&mut bench, Cleaned::Deleted(3));
     // A delete in doubt, or a write of the leader before, may land until then.
-    bench.pass(Duration::from_secs(179));
+    bench.until_effect(Duration::from_secs(179));
     assert!(is_idle(&bench));
-    bench.pass(Duration::from_secs(2));
+    bench.until_effect(Duration::from_secs(2));
     assert_eq!(step(&mut bench), CleanStep::Count { last: true });
     give(&mut bench, Cleaned::Counted(1));
     assert_eq!(step(&mut bench), CleanStep::Delete { most: 1 });
     give(&mut bench, Cleaned::Deleted(1));
-    bench.pass(Duration::from_secs(181));
+    bench.until_effect(Duration::from_secs(181));
     assert_eq!(step(&mut bench), CleanStep::Count { last: true });
     give(&mut bench, Cleaned::Forgotten);
-    bench.pass(Duration::from_secs(10_000));
+    bench.until_effect(Duration::from_secs(10_000));
     assert!(is_idle(&bench));
 }
 
@@ -109,9 +109,9 @@ fn a_failure_is_tried_again_later_and_closes_nothing() {
     });
     let status = bench.relay.status(bench.now);
     assert!(status.blocked.is_none() && status.syncs[0].hold.is_none());
-    bench.pass(Duration::from_secs(29));
+    bench.until_effect(Duration::from_secs(29));
     assert!(is_idle(&bench));
-    bench.pass(Duration::from_secs(2));
+    bench.until_effect(Duration::from_secs(2));
     assert_eq!(step(&mut bench), CleanStep::Count { last: false });
 }
 
