@@ -30,9 +30,16 @@ pub(super) async fn findings(config: &Config) -> Result<Vec<Finding>, Error> {
 }
 
 fn changed(config: &Config, plan: &Plan, differences: &[Difference]) -> Finding {
+    // What follows from another option says nothing new.
+    let is = |option: &str| differences.iter().any(|one| one.option == option);
+    let follows = |option: &str| match option {
+        KEY_VALUES => is(KEY),
+        "watch" => is("columns"),
+        _ => false,
+    };
     let told: Vec<String> = differences
         .iter()
-        .filter(|one| one.option != KEY_VALUES)
+        .filter(|one| !follows(&one.option))
         .map(|one| {
             let text = |value: &Option<serde_json::Value>| {
                 value
