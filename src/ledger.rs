@@ -142,6 +142,8 @@ pub struct Examined {
     pub fault: Option<String>,
     /// There was a fault before, and no backfill has begun since it was over.
     pub owed: bool,
+    /// Why the sync is to be compared with KV soon.
+    pub audit_owed: Option<String>,
 }
 
 impl Examined {
@@ -199,6 +201,28 @@ pub struct AuditFacts {
     pub age: Duration,
     /// Why the next one may not wait for its time.
     pub owed: Option<String>,
+}
+
+/// Number of names that are no longer made: of a template and a namespace that a sync had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RetiredId(pub i64);
+
+/// Names that are no longer made. Pairs of theirs may stand in KV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OldNames {
+    /// Their number.
+    pub id: RetiredId,
+    /// The sync that made them.
+    pub sync: SyncId,
+}
+
+/// A sync whose configuration is another than that of the leader before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reconfigured {
+    /// The sync.
+    pub sync: SyncId,
+    /// The options that differ.
+    pub options: Vec<String>,
 }
 
 /// Why the ledger, or a read of rows, did not answer.

@@ -25,6 +25,8 @@
 //! - One request at a time for a key; no two within `queue.key_interval`.
 //! - Every write to the ledger is fenced by the epoch of the leadership; every send by trust in the
 //!   lease, on a clock that counts suspend.
+//! - A leader notes its configuration before it writes anything. Where that is another than the one
+//!   noted, a comparison is owed and names that are no longer made are retired in the same transaction.
 //! - After any doubt about the session with Postgres, everything in memory is dropped and read anew.
 //!
 //! # Who may know whom

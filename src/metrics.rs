@@ -84,6 +84,9 @@ metrics! {
     BACKFILL_ESTIMATE = "pg2kv_backfill_estimate_rows", Gauge, ["sync"], "Rows that the running backfill has in all, estimated.";
     BACKFILL_LEFT = "pg2kv_backfill_left_seconds", Gauge, ["sync"], "Time that the running walk over rows still takes at its pace so far, 0 while that cannot be said.";
     BACKFILLS = "pg2kv_backfills_total", Counter, ["sync"], "Backfills that were done to the end.";
+    RECONFIGURATIONS = "pg2kv_configuration_changes_total", Counter, ["sync"], "Times that this process took over with another configuration of the sync than the leader before.";
+    OLD_NAMES = "pg2kv_old_names", Gauge, ["sync"], "Keys in KV under names of an earlier configuration, as last counted; they are deleted, or wait for approval.";
+    OLD_NAMES_DELETED = "pg2kv_old_names_deleted_total", Counter, ["sync"], "Keys deleted because an earlier configuration had made them.";
     AUDITS = "pg2kv_audits_total", Counter, ["sync"], "Comparisons of KV with the rows that were done to the end.";
     AUDIT_DRIFTED_KEYS = "pg2kv_audit_drifted_keys_total", Counter, ["sync", "drift"], "Keys that differed between KV and the rows for no reason, by how; each is written again.";
     AUDIT_KEYS = "pg2kv_audit_keys", Gauge, ["sync", "state"], "Keys as the last comparison found them.";

@@ -102,11 +102,13 @@ create table if not exists pg2kv.sync (
 alter table pg2kv.sync
   add column if not exists keys_estimate bigint,
   add column if not exists deletes_approved_until timestamptz,
+  add column if not exists deletes_held bigint,
   add column if not exists audited_at timestamptz,
   add column if not exists audit_owed text,
   add column if not exists collect boolean not null default false,
   add column if not exists shards int,
-  add column if not exists shard_key text[];
+  add column if not exists shard_key text[],
+  add column if not exists configured jsonb;
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
 comment on column pg2kv.sync.backfilled_at is
   'When the daemon last finished a walk over all rows; null makes it begin one, -infinity once the triggers are in order again';
@@ -114,6 +116,10 @@ comment on column pg2kv.sync.keys_estimate is
   'Keys, as last counted or estimated: what the daemon holds mass deletes against';
 comment on column pg2kv.sync.deletes_approved_until is
   'Any number of keys may be deleted from KV until then; see approve_deletes()';
+comment on column pg2kv.sync.deletes_held is
+  'Keys, about, whose deletes the daemon holds until somebody approves; null while it holds none';
+comment on column pg2kv.sync.configured is
+  'Options of the sync with which the daemon wrote last; null before it first led';
 comment on column pg2kv.sync.audited_at is 'When the daemon last compared KV with the rows';
 comment on column pg2kv.sync.audit_owed is 'Why the daemon compares as soon as it can; null means when it is time';
 comment on column pg2kv.sync.collect is 'All rows with one key are one document';
@@ -200,6 +206,25 @@ comment on column pg2kv.backfill.phase is 'rows: walking the table; keys: walkin
 comment on column pg2kv.backfill.position is 'Last key of the table that is done; null means the start';
 comment on column pg2kv.backfill.rows is 'Rows that the walk found; null until it is at the end of the table';
 comment on column pg2kv.backfill.cursor is 'Where the listing of KV goes on';
+
+create table if not exists pg2kv.retired (
+  id bigint generated always as identity primary key,
+  sync text not null,
+  namespace text not null,
+  template text not null,
+  key_values text[] not null,
+  retired_at timestamptz not null default clock_timestamp(),
+  after_outbox bigint,
+  after_claim bigint,
+  touched_at timestamptz,
+  unique (sync, namespace, template, key_values)
+);
+comment on table pg2kv.retired is
+  'Names in KV that a sync made under an earlier configuration; kept until none of them is left';
+comment on column pg2kv.retired.after_outbox is
+  'The names are left alone until all of the outbox up to this id is claimed';
+comment on column pg2kv.retired.after_claim is '... and all claims up to this id are settled';
+comment on column pg2kv.retired.touched_at is 'When the daemon last began to delete pairs of them';
 
 create table if not exists pg2kv.lease (
   one boolean primary key default true check (one),
@@ -674,6 +699,7 @@ as $$
 declare
   before pg2kv.sync;
   one_table regclass;
+  unharmed boolean;
   settings text;
   changed text;
   primary_key text[];
@@ -723,6 +749,8 @@ begin
   end if;
 
   perform pg2kv.take_lock(relation, 'share row exclusive');
+  unharmed := before.name is not null and before.backfilled_at is distinct from '-infinity'
+    and pg2kv.trigger_faults(sync) is null;
 
   -- This runs in every writer's transaction, so it is static and short and has nothing in it that
   -- could fail. It runs as pg2kv_owner: writers need no privileges here. Its search_path keeps out
@@ -814,8 +842,14 @@ $capture$, sync, pg2kv.document_key(relation, key, primary_key, shards, 'old'),
   -- What their triggers write depends on the key of the sync.
   perform pg2kv.watch_related(r.relation, r.sync, r.name, jsonb_object(r.match_from, r.match_to), r.columns)
     from pg2kv.related r where r.sync = watch.sync order by r.name;
-  -- Of what happened before the triggers were there, nothing is known.
-  perform pg2kv.resync(sync);
+  if before.relation = watch.relation and before.key_columns = watch.key and unharmed then
+    -- No change was missed, but other columns count from now on: what differs is written, no more.
+    update pg2kv.sync s set audit_owed = coalesce(s.audit_owed, 'other columns are watched')
+      where s.name = watch.sync;
+  else
+    -- Of what happened before the triggers were there, nothing is known.
+    perform pg2kv.resync(sync);
+  end if;
 
   if (select relrowsecurity from pg_class where oid = relation) then
     raise warning '% has row-level security, under which the daemon refuses to read', relation
@@ -857,6 +891,7 @@ begin
   delete from pg2kv.claim c where c.sync = unwatch.sync;
   delete from pg2kv.dead_letter d where d.sync = unwatch.sync;
   delete from pg2kv.backfill b where b.sync = unwatch.sync;
+  delete from pg2kv.retired r where r.sync = unwatch.sync;
   delete from pg2kv.sync s where s.name = unwatch.sync;
   perform pg2kv.set_grants(before.relation);
   return format('%s is no longer watched as %s', before.relation, sync);
@@ -1135,11 +1170,12 @@ revoke all on all functions in schema pg2kv from public;
 grant execute on function pg2kv.shard(text, int) to public;
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
-grant select, update (backfilled_at, keys_estimate, audited_at, audit_owed) on pg2kv.sync to pg2kv_daemon;
+grant select, update (backfilled_at, keys_estimate, deletes_held, audited_at, audit_owed, configured)
+  on pg2kv.sync to pg2kv_daemon;
 grant select on pg2kv.related to pg2kv_daemon;
 grant select, insert, delete on pg2kv.outbox to pg2kv_daemon;
 grant select, insert, update, delete
-  on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.lease to pg2kv_daemon;
+  on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.retired, pg2kv.lease to pg2kv_daemon;
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
 grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),

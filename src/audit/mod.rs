@@ -13,6 +13,7 @@
 //! Where more differ they are only counted. Documents are rendered and dropped in chunks.
 
 mod compare;
+pub mod explain;
 
 pub use compare::Drift;
 use compare::{Differences, Judged, Listing, Pairs, is_among};
@@ -109,6 +110,9 @@ pub enum Error {
     /// Workers KV.
     #[error("listing the names in Workers KV: {}", .0.detail)]
     Kv(Answer),
+    /// Workers KV, asked for one pair.
+    #[error("reading the pair in Workers KV: {}", .0.detail)]
+    Pair(Answer),
 }
 
 /// Compares one sync; `tell` hears of each page and chunk.

@@ -79,6 +79,20 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  pg2kv verify\n  pg2kv verify --repair users")]
     Verify(VerifyArgs),
 
+    /// Say where a KV key comes from, and whether KV says what Postgres says
+    ///
+    /// Finds the sync whose template makes the key, reads its row on the primary as the daemon does,
+    /// reads the pair from KV, and looks for the key among waiting changes, claims and dead letters.
+    /// Ends with one sentence. Changes nothing. Values are told by size and hash only, unless
+    /// --show-values is given.
+    ///
+    /// Exit code 0: KV says what Postgres says, or will without anybody's doing; 1: it differs,
+    /// waits for a person, or no sync makes the key; 69: Postgres or Workers KV does not answer.
+    #[command(
+        after_help = "Examples:\n  pg2kv explain user:42\n  pg2kv explain user:42 --sync users --show-values"
+    )]
+    Explain(ExplainArgs),
+
     /// Look at keys that KV cannot take, try them again, or drop them
     ///
     /// A key goes there when its document can never be written as it is: too large, an impossible
@@ -194,6 +208,25 @@ pub(super) struct VerifyArgs {
     /// Print up to 20 drifted keys of each sync in clear text instead of as fingerprints
     #[arg(long)]
     pub(super) show_keys: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// The key as it stands in KV
+    #[arg(value_name = "KEY")]
+    pub(super) key: String,
+
+    /// Name of the sync [default: every one whose template makes the key]
+    #[arg(long, value_name = "SYNC")]
+    pub(super) sync: Option<String>,
+
+    /// Print the values too
+    #[arg(long)]
+    pub(super) show_values: bool,
 
     /// Print JSON
     #[arg(long)]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::output::{BAD, DIM, DOUBT, Failure, GOOD, count, without_hint};
+use super::plan;
 use crate::change::{Answer, NotSentReason, Outcome};
 use crate::config::{self, Config};
 use crate::sink::kv::KvClient;
@@ -25,6 +26,8 @@ pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
         hint: None,
     }];
     findings.extend(source::check(&config.source_settings(), &config.sync_sources()).await);
+    // Where the database does not answer, a finding says so already.
+    findings.extend(plan::findings(&config).await.unwrap_or_default());
     findings.extend(workers_kv(&config).await);
 
     let mut out = anstream::stdout();

@@ -21,6 +21,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "status",
             "resync",
             "verify",
+            "explain",
             "dead-letters",
             "approve-deletes",
         ],

@@ -6,9 +6,11 @@ mod config;
 mod dead_letters;
 mod demo;
 mod emulator;
+mod explain;
 mod help;
 mod logging;
 mod output;
+mod plan;
 mod progress;
 mod resync;
 mod run;
@@ -74,6 +76,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::execute(&files, &args).await,
         Command::Resync(args) => resync::execute(&files, &args).await,
         Command::Verify(args) => verify::execute(&files, &args).await,
+        Command::Explain(args) => explain::execute(&files, &args).await,
         Command::DeadLetters { command } => dead_letters::execute(&files, &command).await,
         Command::ApproveDeletes(args) => status::approve_deletes(&files, &args).await,
         Command::Emulator(args) => emulator::execute(args).await,

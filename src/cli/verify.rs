@@ -202,7 +202,7 @@ impl From<audit::Error> for Failure {
     fn from(error: audit::Error) -> Self {
         let answer = match error {
             audit::Error::Source(error) => return error.into(),
-            audit::Error::Kv(ref answer) => answer,
+            audit::Error::Kv(ref answer) | audit::Error::Pair(ref answer) => answer,
         };
         let (code, help) = match answer.outcome {
             Outcome::Unauthorized | Outcome::NamespaceGone | Outcome::Unexpected => {

@@ -131,6 +131,7 @@ impl Config {
                 attributes: sync.attributes.clone(),
                 collect: sync.collect.clone(),
                 related: sync.watch.related.clone(),
+                configured: sync.described().to_string(),
             })
             .collect()
     }

@@ -8,6 +8,7 @@
 //! environment. `DATABASE_URL`, `CLOUDFLARE_API_TOKEN` and `CLOUDFLARE_ACCOUNT_ID` serve where all
 //! of these are silent.
 
+mod described;
 mod edges;
 mod effective;
 mod layers;

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::effects::World;
 use crate::audit::{self, Pace, Report, Target};
-use crate::change::{Answer, Epoch, Key, SyncId};
+use crate::change::{Answer, Epoch, Key, Mono, SyncId};
 use crate::relay::{AuditFound, SweepFailure};
 use crate::source;
 use crate::source::audit::Auditor;
@@ -26,7 +26,7 @@ pub(super) struct PageAsked {
     pub(super) sync: SyncId,
     /// How the page before came to nothing.
     pub(super) failed: Option<Answer>,
-    allowed: oneshot::Sender<()>,
+    allowed: oneshot::Sender<Mono>,
 }
 
 impl Desk {
@@ -47,10 +47,10 @@ impl PageAsked {
         !self.allowed.is_closed()
     }
 
-    /// Lets it go on.
-    pub(super) fn allow(self) {
+    /// Lets it go on; the lease is trusted until then.
+    pub(super) fn allow(self, trusted_until: Mono) {
         // It may be gone.
-        let _ = self.allowed.send(());
+        let _ = self.allowed.send(trusted_until);
     }
 }
 
@@ -60,19 +60,28 @@ struct Paced<'a> {
     sync: SyncId,
 }
 
-impl Pace for Paced<'_> {
-    async fn page(&mut self, failed: Option<&Answer>) {
+impl Desk {
+    /// Waits until one request may go; returns the end of the trust in the lease.
+    pub(super) async fn permission(&self, sync: SyncId, failed: Option<&Answer>) -> Mono {
         let (allowed, wait) = oneshot::channel();
         let asked = PageAsked {
-            sync: self.sync,
+            sync,
             failed: failed.cloned(),
             allowed,
         };
-        if self.desk.pages.send(asked).await.is_ok() && wait.await.is_ok() {
-            return;
+        if self.pages.send(asked).await.is_ok()
+            && let Ok(trusted_until) = wait.await
+        {
+            return trusted_until;
         }
         // The leadership is over, and this task with it.
-        std::future::pending::<()>().await;
+        std::future::pending().await
+    }
+}
+
+impl Pace for Paced<'_> {
+    async fn page(&mut self, failed: Option<&Answer>) {
+        self.desk.permission(self.sync, failed).await;
     }
 
     async fn again(&mut self) {
@@ -104,7 +113,7 @@ impl World {
             .await
             .map_err(|error| match error {
                 audit::Error::Source(error) => ledger(error),
-                audit::Error::Kv(answer) => SweepFailure::Kv(answer),
+                audit::Error::Kv(answer) | audit::Error::Pair(answer) => SweepFailure::Kv(answer),
             })?;
         let found = found(&report);
         if found.everything {

@@ -243,13 +243,17 @@ impl World {
                     .await
                     .map_err(Failure::from),
             },
+            Effect::Clean { old, step } => Event::Cleaned {
+                old,
+                result: self.clean(session.epoch(), old, step).await,
+            },
             Effect::Audit { sync, reason } => Event::Audited {
                 sync,
                 result: self.audit(session.epoch(), sync, &reason).await,
             },
             // These are the loop's own; it never hands them on.
             Effect::Campaign
-            | Effect::AllowPage
+            | Effect::AllowPage { .. }
             | Effect::ReloadToken
             | Effect::Abandon
             | Effect::Release => Event::Tick,
@@ -319,10 +323,16 @@ pub(super) async fn examine(leader: Leader) -> Done {
     Done::Event(Event::Examined(examined.map_err(Failure::from)))
 }
 
-pub(super) async fn gauges(leader: Leader) -> Done {
+/// `held`: keys of each sync that wait for approval of their deletes.
+pub(super) async fn gauges(leader: Leader, held: Vec<(SyncId, Option<u64>)>) -> Done {
     let began = clock::now();
     match leader.session.gauges().await {
-        Ok(gauges) => Done::Gauges(began, gauges),
+        Ok(gauges) => {
+            if let Err(error) = leader.session.note_held(&held).await {
+                tracing::debug!(%error, "what is held could not be noted");
+            }
+            Done::Gauges(began, gauges)
+        }
         Err(error) => {
             tracing::debug!(%error, "the gauges of the ledger could not be read");
             Done::Nothing
@@ -330,7 +340,7 @@ pub(super) async fn gauges(leader: Leader) -> Done {
     }
 }
 
-fn not_trusted() -> Answer {
+pub(super) fn not_trusted() -> Answer {
     Answer {
         outcome: Outcome::NotSent(NotSentReason::Fenced),
         limit: None,
@@ -347,5 +357,8 @@ fn recovered_of(found: source::session::Recovered) -> Recovered {
         new_syncs: found.new_syncs,
         deletes: found.deletes,
         audits: found.audits,
+        changed: found.changed,
+        retired: found.retired,
+        unsure: found.unsure,
     }
 }

@@ -257,6 +257,7 @@ mod tests {
                 fault: None,
                 deletes_held: None,
                 expansion: None,
+                old_names: None,
                 audit: StatusAudit::default(),
                 backfill: Some(Backfill {
                     sync: SyncId(0),

@@ -6,6 +6,7 @@
 //! set is aborted, so no late reply of an earlier one can reach a later one.
 
 mod audits;
+mod cleaning;
 mod clock;
 mod effects;
 mod history;
@@ -25,9 +26,10 @@ use self::effects::{Done, Leadership, World};
 use self::history::History;
 use self::sizes::Sizes;
 use self::telling::Teller;
+use crate::change::SyncId;
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind};
-use crate::relay::{Effect, Event, Notice, Phase, Relay, Status};
+use crate::relay::{Effect, Event, Notice, Phase, Relay, Status, StatusSync};
 use crate::sink::kv::{KvClient, TokenReload};
 use crate::sink::setup::NamespaceId;
 use crate::source::{self, SyncSource};
@@ -261,6 +263,9 @@ impl Daemon {
         if out.notices.iter().any(is_news) || self.relay.phase() != before {
             self.publish();
         }
+        if out.notices.iter().any(is_brake) {
+            self.read_gauges();
+        }
         for notice in out.notices {
             self.teller.tell(notice);
         }
@@ -277,9 +282,9 @@ impl Daemon {
                 self.tasks
                     .spawn(async move { world.campaign(candidate).await });
             }
-            Effect::AllowPage => {
+            Effect::AllowPage { trusted_until } => {
                 if let Some(asked) = self.page.take() {
-                    asked.allow();
+                    asked.allow(trusted_until);
                 }
             }
             Effect::Abandon => {
@@ -376,8 +381,9 @@ impl Daemon {
 
     fn read_gauges(&mut self) {
         if let Some(leader) = self.leadership.as_ref().and_then(Leadership::leader) {
+            let held = self.held_deletes();
             self.tasks
-                .spawn(async move { effects::gauges(leader).await });
+                .spawn(async move { effects::gauges(leader, held).await });
         }
     }
 
@@ -392,7 +398,17 @@ impl Daemon {
     fn holds_deletes(&self) -> bool {
         let report = self.report.borrow();
         let mut syncs = report.status.syncs.iter();
-        syncs.any(|sync| sync.deletes_held.is_some())
+        syncs.any(|sync| sync.deletes_held.is_some() || sync.old_names.is_some_and(|old| old.held))
+    }
+
+    /// Keys of each sync that wait for approval of their deletes, as of the last report.
+    fn held_deletes(&self) -> Vec<(SyncId, Option<u64>)> {
+        let report = self.report.borrow();
+        let held = |sync: &StatusSync| sync.deletes_held.map(|held| held.keys as u64 + held.ahead);
+        (0..)
+            .map(SyncId)
+            .zip(report.status.syncs.iter().map(held))
+            .collect()
     }
 
     fn reload_token(&mut self) {
@@ -414,6 +430,14 @@ fn failure_of(notice: &Notice) -> Option<&Failure> {
     }
 }
 
+/// Whether the brake has closed or opened, which stands in the ledger too.
+fn is_brake(notice: &Notice) -> bool {
+    matches!(
+        notice,
+        Notice::DeletesHeld { .. } | Notice::DeletesResumed { .. }
+    )
+}
+
 /// Whether the report must not wait for its second: these are rare, and a probe tells of them.
 fn is_news(notice: &Notice) -> bool {
     matches!(
@@ -431,6 +455,11 @@ fn is_news(notice: &Notice) -> bool {
             | Notice::AuditStarted { .. }
             | Notice::Audited { .. }
             | Notice::AuditFailed { .. }
+            | Notice::Reconfigured(_)
+            | Notice::OldNames { .. }
+            | Notice::Cleaned { .. }
+            | Notice::Clean { .. }
+            | Notice::CleaningFailed { .. }
     )
 }
 

@@ -12,7 +12,7 @@ use super::clock;
 use crate::change::{
     AmbiguousReason, Answer, Mono, NotSentReason, Outcome, PoisonReason, SyncId, fingerprint,
 };
-use crate::ledger::{Examined, FailureKind};
+use crate::ledger::{Examined, FailureKind, Reconfigured};
 use crate::metrics as names;
 use crate::relay::{self, AuditFound, BlockReason, HoldReason, Notice, Phase, Status, StatusSync};
 use crate::source::Gauges;
@@ -305,7 +305,63 @@ impl Teller {
             Notice::AuditStarted { sync, reason } => {
                 info!(sync = self.name(sync), reason, "audit started");
             }
-            Notice::Audited { sync, found } => audited(self.name(sync), &found),
+            Notice::Audited {
+                sync,
+                found,
+                expected,
+            } => audited(self.name(sync), &found, expected),
+            Notice::Reconfigured(Reconfigured { sync, options }) => {
+                let sync = self.name(sync);
+                counter!(names::RECONFIGURATIONS, "sync" => sync.clone()).increment(1);
+                info!(
+                    sync,
+                    options = options.join(", "),
+                    "the configuration is another than before; KV is compared with the rows, and \
+                     what differs is written"
+                );
+            }
+            Notice::OldNames { sync, names, held } => {
+                let sync = self.name(sync);
+                if held {
+                    let hint = format!(
+                        "`pg2kv approve-deletes {sync}` once nobody reads them; /readyz says more"
+                    );
+                    warn!(
+                        hint,
+                        names,
+                        sync,
+                        "keys of an earlier configuration wait for approval of their delete"
+                    );
+                } else {
+                    info!(sync, names, "keys of an earlier configuration stand in KV");
+                }
+            }
+            Notice::Cleaned {
+                sync,
+                names: deleted,
+            } => {
+                let sync = self.name(sync);
+                counter!(names::OLD_NAMES_DELETED, "sync" => sync.clone()).increment(deleted);
+                info!(
+                    sync,
+                    names = deleted,
+                    "keys of an earlier configuration were deleted"
+                );
+            }
+            Notice::Clean { sync } => info!(
+                sync = self.name(sync),
+                "nothing is left in KV of an earlier configuration"
+            ),
+            Notice::CleaningFailed {
+                sync,
+                detail,
+                retry_in,
+            } => warn!(
+                sync = self.name(sync),
+                error = detail,
+                retry_in = %humantime::format_duration(round(retry_in)),
+                "keys of an earlier configuration could not be looked after; trying again"
+            ),
             Notice::AuditFailed {
                 sync,
                 detail,
@@ -459,6 +515,10 @@ fn sync_gauges(name: &str, sync: Option<&StatusSync>, left: Option<Duration>) {
         .and_then(|sync| sync.deletes_held)
         .map_or(0, |held| held.keys as u64 + held.ahead);
     gauge!(names::DELETES_HELD, "sync" => name.to_owned()).set(held as f64);
+    let old = sync
+        .and_then(|sync| sync.old_names)
+        .map_or(0, |old| old.names);
+    gauge!(names::OLD_NAMES, "sync" => name.to_owned()).set(old as f64);
     let waiting = sync
         .and_then(|sync| sync.expansion)
         .map_or(0, |expansion| expansion.changes);
@@ -477,9 +537,9 @@ fn flag(on: bool) -> f64 {
 }
 
 /// Drift has a cause: somebody else writes to the namespace, or changes were missed.
-fn audited(sync: String, found: &AuditFound) {
+fn audited(sync: String, found: &AuditFound, expected: bool) {
     counter!(names::AUDITS, "sync" => sync.clone()).increment(1);
-    for (drift, keys) in drifts(found) {
+    for (drift, keys) in drifts(found).into_iter().filter(|_| !expected) {
         counter!(names::AUDIT_DRIFTED_KEYS, "sync" => sync.clone(), "drift" => drift)
             .increment(keys);
     }
@@ -507,6 +567,20 @@ fn audited(sync: String, found: &AuditFound) {
         info!(
             sync,
             equal, dead_lettered, pending, foreign, "audit done; nothing has drifted"
+        );
+        return;
+    }
+    if expected {
+        info!(
+            sync,
+            equal,
+            missing,
+            stale,
+            orphaned,
+            dead_lettered,
+            pending,
+            foreign,
+            "audit done after a change of the configuration; what differs is written"
         );
         return;
     }

@@ -2,6 +2,8 @@
 //!
 //! Owns the syntax of templates. Knows nothing of values.
 
+use std::fmt;
+
 use crate::change::{KV_NAME_MAX_BYTES, KvName, Poison, PoisonReason};
 
 /// How the values of the key columns make the name of a KV pair: `user:{id}`.
@@ -134,6 +136,11 @@ impl Template {
         Ok(template)
     }
 
+    /// The columns whose values make a name, in the order that [`Self::render`] takes them.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
     /// The text before the first placeholder: every name of the sync begins with it.
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -219,6 +226,19 @@ impl Template {
             return Err(TemplateError::Impossible(format!(
                 "its fixed text has {fixed} bytes; Workers KV allows {KV_NAME_MAX_BYTES}"
             )));
+        }
+        Ok(())
+    }
+}
+
+/// The text that [`Template::parse`] takes.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let escaped = |text: &str| text.replace('{', "{{").replace('}', "}}");
+        f.write_str(&escaped(&self.prefix))?;
+        for part in &self.placeholders {
+            let column = &self.columns[part.column];
+            write!(f, "{{{column}}}{}", escaped(&part.after))?;
         }
         Ok(())
     }

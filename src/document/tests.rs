@@ -21,6 +21,16 @@ fn name(text: &str) -> KvName {
 }
 
 #[test]
+fn a_template_prints_what_it_was_parsed_from() {
+    let columns = ["a".to_owned(), "b".to_owned()];
+    for text in ["x:{a}:{b}", "{b}/{a}", "{{x}}{a}}}-{{{b}", "{a}:{b}:{a}"] {
+        let template = Template::parse(text, &columns).unwrap();
+        assert_eq!(template.to_string(), text);
+        assert_eq!(template.columns(), columns);
+    }
+}
+
+#[test]
 fn names_are_made_of_columns() {
     for (text, columns, values, expected) in [
         ("user:{id}", vec!["id"], vec!["42"], "user:42"),

@@ -65,6 +65,7 @@ struct SyncJson {
     /// What is wrong with its triggers.
     triggers_error: Option<ErrorJson>,
     deletes_held: Option<DeletesJson>,
+    old_names: Option<OldNamesJson>,
     backfill: Option<BackfillJson>,
     /// Changes of related tables, while some are not done with.
     related: Option<RelatedJson>,
@@ -139,6 +140,12 @@ struct HoldJson {
     reason: &'static str,
     error: String,
     hint: String,
+}
+
+#[derive(Debug, Serialize)]
+struct OldNamesJson {
+    keys: u64,
+    held: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -237,6 +244,10 @@ impl SyncJson {
                     hint,
                 }
             }),
+            old_names: sync.old_names.map(|old| OldNamesJson {
+                keys: old.names,
+                held: old.held,
+            }),
             backfill: sync.backfill.as_ref().map(|backfill| BackfillJson {
                 reason: backfill.reason.clone(),
                 phase: match backfill.phase {
@@ -289,6 +300,11 @@ pub(super) fn readiness(report: &Report) -> String {
         if let Some(fault) = &sync.fault {
             lines.push(format!("sync {name}: changes are not recorded: {fault}"));
             lines.push(format!("  help: {}", Examined::HINT));
+        }
+        if let Some(old) = sync.old_names.filter(|old| old.held) {
+            let (detail, hint) = old.told(name);
+            lines.push(format!("old names of {name}: {detail}"));
+            lines.push(format!("  help: {hint}"));
         }
         if let Some(held) = &sync.deletes_held {
             let (detail, hint) = held.told(name);

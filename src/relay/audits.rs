@@ -51,6 +51,8 @@ struct Running {
     sync: SyncId,
     reason: String,
     page: Page,
+    /// It looks after old names of the sync, and compares nothing.
+    cleans: bool,
 }
 
 /// The page of names that a comparison waits for.
@@ -107,8 +109,40 @@ impl Audits {
             sync,
             reason: reason.clone(),
             page: Page::No,
+            cleans: false,
         });
         reason
+    }
+
+    /// Begins a look after old names, which has the place and the pace of a comparison.
+    pub(super) fn begin_cleaning(&mut self, sync: SyncId) {
+        self.running = Some(Running {
+            sync,
+            reason: String::new(),
+            page: Page::No,
+            cleans: true,
+        });
+    }
+
+    /// Whether what runs is to find differences: the documents are made otherwise than before.
+    pub(super) fn expects_drift(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|one| super::RECONFIGURED.contains(&one.reason.as_str()))
+    }
+
+    /// Whether what runs looks after old names.
+    pub(super) fn is_cleaning(&self) -> bool {
+        self.running.as_ref().is_some_and(|one| one.cleans)
+    }
+
+    /// Whether the ledger owes a comparison of the sync.
+    pub(super) fn is_owed(&self, sync: SyncId) -> bool {
+        self.syncs[usize::from(sync.0)].owed.is_some()
+    }
+
+    /// One is owed; it is no news where one was.
+    pub(super) fn owe(&mut self, sync: SyncId, reason: String) {
+        self.syncs[usize::from(sync.0)].owed.get_or_insert(reason);
     }
 
     /// A page is wanted. Returns since when the one before was open, or `None` outside of a
@@ -169,7 +203,8 @@ impl Audits {
 
     pub(super) fn status(&self, now: Mono, sync: SyncId) -> StatusAudit {
         let planned = &self.syncs[usize::from(sync.0)];
-        let running = self.running.as_ref().filter(|one| one.sync == sync);
+        let running = self.running.as_ref();
+        let running = running.filter(|one| one.sync == sync && !one.cleans);
         StatusAudit {
             running: running.map(|one| one.reason.clone()),
             age: planned.ended.map(|(at, age)| age + now.since(at)),

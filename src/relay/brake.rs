@@ -92,6 +92,19 @@ impl Brake {
         !self.closed
     }
 
+    /// Whether so many pairs may be deleted that no row has anything to do with. Unlike
+    /// [`Self::admit`] a no closes nothing: deletes of rows go on.
+    pub(super) fn lets(&self, now: Mono, pairs: u64) -> bool {
+        self.settings.count == 0
+            || self.is_approved(now)
+            || !(self.closed || self.exceeds(now, pairs))
+    }
+
+    /// They are deleted.
+    pub(super) fn spend(&mut self, now: Mono, pairs: u64) {
+        self.count(now, pairs);
+    }
+
     /// A walk found so many rows: the keys that are missing among them are orphans in KV. The brake
     /// closes before the first of them is deleted, if they are too many.
     pub(super) fn foresee(&mut self, now: Mono, rows: u64) {
@@ -125,7 +138,15 @@ impl Brake {
         {
             self.lately.pop_front();
         }
-        let gone: u64 = self.lately.iter().map(|(_, pairs)| pairs).sum();
+        self.exceeds(now, pairs)
+    }
+
+    fn exceeds(&self, now: Mono, pairs: u64) -> bool {
+        let lately = self.lately.iter();
+        let gone: u64 = lately
+            .filter(|(began, _)| now.since(*began) <= self.settings.window)
+            .map(|(_, pairs)| pairs)
+            .sum();
         let pairs = gone.saturating_add(pairs);
         let share = self.keys.unwrap_or(0) as f64 * self.settings.share;
         pairs > self.settings.count && pairs as f64 > share

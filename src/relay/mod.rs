@@ -12,6 +12,7 @@
 pub mod audits;
 mod backfills;
 pub mod brake;
+mod cleanings;
 mod expansions;
 mod holds;
 mod policy;
@@ -30,11 +31,12 @@ use crate::queue::budget::{self, Budget};
 
 pub use self::holds::{BlockReason, HoldReason};
 pub use self::protocol::{
-    AuditFound, BatchId, Campaigned, Effect, Event, Notice, Output, Recovered, RequestId,
-    SweepFailure, Swept, WakeCause,
+    AuditFound, BatchId, Campaigned, CleanStep, Cleaned, Effect, Event, Notice, Output, Recovered,
+    RequestId, SweepFailure, Swept, WakeCause,
 };
 pub use self::status::{
-    Phase, Status, StatusAudit, StatusBlock, StatusBrake, StatusExpansion, StatusSync,
+    Phase, Status, StatusAudit, StatusBlock, StatusBrake, StatusExpansion, StatusOldNames,
+    StatusSync,
 };
 
 /// What the relay is told once. Everything has a limit.
@@ -87,6 +89,10 @@ pub struct Settings {
 /// before those have landed. It may also lack the note that a sync was ever backfilled, so even a
 /// sync that looks new begins with this reason.
 pub const IDENTITY_CHANGED: &str = "identity";
+
+/// Reasons of comparisons that are owed because documents are made otherwise than before, so that what
+/// they find is nobody's fault.
+pub const RECONFIGURED: [&str; 2] = ["configuration changed", "other columns are watched"];
 
 /// The state machine.
 #[derive(Debug)]

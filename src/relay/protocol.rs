@@ -8,7 +8,7 @@ use crate::change::{
 };
 use crate::ledger::{
     AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, Failure,
-    FetchMode, Fetched, Marker, SettleRequest, Walked,
+    FetchMode, Fetched, Marker, OldNames, Reconfigured, SettleRequest, Walked,
 };
 
 /// Number of a batch within a term.
@@ -52,6 +52,41 @@ pub struct Recovered {
     pub deletes: Vec<DeleteFacts>,
     /// When each watched sync was last compared with KV.
     pub audits: Vec<AuditFacts>,
+    /// Syncs whose configuration is another than that of the leader before.
+    pub changed: Vec<Reconfigured>,
+    /// Names that are no longer made.
+    pub retired: Vec<OldNames>,
+    /// Deletes of names that are made again may still land.
+    pub unsure: bool,
+}
+
+/// What to do about names that are no longer made. Pairs that another configured sync makes are left
+/// to that sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CleanStep {
+    /// Count the pairs.
+    Count {
+        /// Where there are none, forget the names: nothing that was sent can bring one back.
+        last: bool,
+    },
+    /// Delete them.
+    Delete {
+        /// At most so many; if there are more, they are to be counted anew.
+        most: u64,
+    },
+}
+
+/// What came of a [`CleanStep`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cleaned {
+    /// The new names are not written yet, so nothing was done.
+    NotYet,
+    /// So many pairs stood in KV.
+    Counted(u64),
+    /// So many pairs were deleted, or may have been.
+    Deleted(u64),
+    /// There are none, and the names are forgotten.
+    Forgotten,
 }
 
 /// One page of names in KV.
@@ -183,6 +218,13 @@ pub enum Event {
         /// What was found, or how KV or Postgres failed.
         result: Result<AuditFound, SweepFailure>,
     },
+    /// Answers [`Effect::Clean`].
+    Cleaned {
+        /// The names.
+        old: OldNames,
+        /// What came of it, or how KV or Postgres failed.
+        result: Result<Cleaned, SweepFailure>,
+    },
     /// Somebody looked at the triggers of all syncs.
     Examined(Result<Vec<Examined>, Failure>),
     /// The ledger was asked about deletes, at this moment.
@@ -296,9 +338,20 @@ pub enum Effect {
         /// Why, for people; the ledger no longer owes an audit for this reason.
         reason: String,
     },
-    /// Let the audit list one page of names. Answered by the next [`Event::PageWanted`], or by
-    /// [`Event::Audited`].
-    AllowPage,
+    /// Look after names that are no longer made; [`Event::Cleaned`]. Each request to KV waits for
+    /// [`Effect::AllowPage`].
+    Clean {
+        /// The names.
+        old: OldNames,
+        /// What to do.
+        step: CleanStep,
+    },
+    /// Let the audit, or the look after old names, send one request. Answered by the next
+    /// [`Event::PageWanted`], by [`Event::Audited`] or by [`Event::Cleaned`].
+    AllowPage {
+        /// End of the trust in the lease: a delete must not be sent later.
+        trusted_until: Mono,
+    },
     /// Read the token file again; [`Event::TokenChanged`] if it differs.
     ReloadToken,
     /// Drop the session and everything that runs for it. No answer.
@@ -461,9 +514,43 @@ pub enum Notice {
         sync: SyncId,
         /// What it found.
         found: AuditFound,
+        /// Differences are what it was run for.
+        expected: bool,
     },
     /// A comparison with KV came to nothing, and is tried again.
     AuditFailed {
+        /// The sync.
+        sync: SyncId,
+        /// What happened.
+        detail: String,
+        /// Time until the next try.
+        retry_in: Duration,
+    },
+    /// A sync is configured otherwise than under the leader before.
+    Reconfigured(Reconfigured),
+    /// Pairs stand in KV under names that the sync no longer makes.
+    OldNames {
+        /// The sync.
+        sync: SyncId,
+        /// How many.
+        names: u64,
+        /// They wait for approval.
+        held: bool,
+    },
+    /// Such pairs were deleted.
+    Cleaned {
+        /// The sync.
+        sync: SyncId,
+        /// How many.
+        names: u64,
+    },
+    /// No such pair is left.
+    Clean {
+        /// The sync.
+        sync: SyncId,
+    },
+    /// A look after old names came to nothing, and is tried again.
+    CleaningFailed {
         /// The sync.
         sync: SyncId,
         /// What happened.

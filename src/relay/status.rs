@@ -104,6 +104,32 @@ impl StatusBrake {
     }
 }
 
+/// Pairs in KV under names that a sync no longer makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusOldNames {
+    /// How many, as last counted.
+    pub names: u64,
+    /// They wait for approval.
+    pub held: bool,
+}
+
+impl StatusOldNames {
+    /// What there is, and what a person can do about `sync`.
+    pub fn told(&self, sync: &str) -> (String, String) {
+        (
+            format!(
+                "{} keys stand in KV under names of an earlier configuration, more than [brake] \
+                 lets go at once",
+                self.names
+            ),
+            format!(
+                "once nobody reads them any more, run `pg2kv approve-deletes {sync}`; if the change \
+                 was a mistake, change it back"
+            ),
+        )
+    }
+}
+
 /// One sync in [`Status`].
 #[derive(Clone, Debug)]
 pub struct StatusSync {
@@ -119,6 +145,8 @@ pub struct StatusSync {
     pub backfill: Option<Backfill>,
     /// Its comparison with KV.
     pub audit: StatusAudit,
+    /// What is left in KV of an earlier configuration.
+    pub old_names: Option<StatusOldNames>,
     /// Changes of related tables, while some are not done with.
     pub expansion: Option<StatusExpansion>,
 }

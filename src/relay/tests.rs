@@ -5,6 +5,7 @@ mod audit;
 mod backfill;
 mod brake;
 mod capture;
+mod clean;
 mod expand;
 mod leadership;
 

@@ -18,7 +18,7 @@ use reqwest::header::{
 };
 use secrecy::ExposeSecret;
 
-use super::reply::{self, Body, ListPage, Reply};
+use super::reply::{self, Body, ListPage, Listed, Reply};
 use super::setup::{NamespaceId, Settings, SetupError, base_url, http_client, namespaces_url};
 use super::token::{TokenError, TokenSource};
 use super::wire;
@@ -134,6 +134,25 @@ impl KvClient {
             .request(Method::GET, namespace, &path, None, REPLY_MAX_BYTES)
             .await?;
         reply::decode_list(&received.reply(), cursor)
+    }
+
+    /// What a listing says of one pair, or `None` where it has none of this name.
+    ///
+    /// # Errors
+    /// The [`Answer`] that came instead.
+    pub async fn look(
+        &self,
+        namespace: &NamespaceId,
+        name: &KvName,
+    ) -> Result<Option<Listed>, Answer> {
+        // Names come in their order, so the one that is the prefix itself is the first.
+        let prefix = percent_encoded(name.as_str());
+        let path = format!("keys?limit={LIST_MIN_PAIRS}&prefix={prefix}");
+        let received = self
+            .request(Method::GET, namespace, &path, None, REPLY_MAX_BYTES)
+            .await?;
+        let page = reply::decode_list(&received.reply(), None)?;
+        Ok(page.pairs.into_iter().find(|pair| pair.name == *name))
     }
 
     /// The value of a pair, or `None` where there is no such pair.

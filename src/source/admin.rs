@@ -295,8 +295,9 @@ impl Admin {
     pub async fn status(&self) -> Result<Status, Error> {
         let doing = "reading the status";
         recover::require_schema(&self.settings, &self.link).await?;
-        let leader = self.leader().await?;
-        let (client, status) = (self.link.client(), self.settings.sql(STATUS));
+        let leader = leader(&self.link, &self.settings).await?;
+        let client = self.link.client();
+        let status = self.settings.sql(STATUS);
         let rows = self
             .link
             .call(doing, 2, Place::Own, client.query(&status, &[]))
@@ -324,6 +325,29 @@ impl Admin {
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
+}
+
+/// Who leads, or led last.
+pub(super) async fn leader(link: &Link, settings: &Settings) -> Result<Option<Leader>, Error> {
+    let sql = settings.sql(LEASE);
+    let class = i64::from(LOCK_CLASS);
+    let parameters: [&(dyn ToSql + Sync); 2] = [&class, &settings.schema];
+    let row = link
+        .call(
+            "asking who leads",
+            2,
+            Place::Own,
+            link.client().query_opt(&sql, &parameters),
+        )
+        .await?;
+    Ok(row.and_then(|row| {
+        Some(Leader {
+            holder: row.get::<_, Option<String>>(0)?,
+            epoch: row.get(1),
+            since: row.get(2),
+            alive: row.get(3),
+        })
+    }))
 }
 
 /// An error of our own SQL, in the server's words.

@@ -110,6 +110,15 @@ impl Auditor {
     /// # Errors
     /// `Connection`, `Transient`, `Relation`.
     pub async fn read(&self, sync: &SyncSource, keys: &[Key]) -> Result<Vec<Option<Row>>, Error> {
+        self.read_by(&self.reader, sync, keys).await
+    }
+
+    pub(super) async fn read_by(
+        &self,
+        reader: &Reader,
+        sync: &SyncSource,
+        keys: &[Key],
+    ) -> Result<Vec<Option<Row>>, Error> {
         let mut count = keys.len();
         loop {
             let request = ClaimRequest {
@@ -120,7 +129,7 @@ impl Auditor {
                 backfill: None,
                 max_bytes: READ_MAX_BYTES,
             };
-            match self.reader.prepare(NO_EPOCH, sync, &request).await {
+            match reader.prepare(NO_EPOCH, sync, &request).await {
                 Ok(claimed) => return Ok(claimed.rows.into_iter().map(Some).collect()),
                 Err(failed) if failed.error.kind() != Kind::Row => return Err(failed.error),
                 Err(_) if count <= 1 => return Ok(vec![None]),
@@ -147,6 +156,18 @@ impl Auditor {
         self.keys("reading dead letters", LETTERS, sync, tell)
             .await
             .map(drop)
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(super) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Has the leader of this epoch write these keys again, whatever it remembers. It is to fetch
@@ -201,7 +222,7 @@ impl Auditor {
             .await
     }
 
-    async fn fenced(
+    pub(super) async fn fenced(
         &self,
         doing: &str,
         sql: &str,

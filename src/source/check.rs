@@ -92,6 +92,8 @@ const PRIVILEGES: &str = "\
       ('pg2kv.dead_letter', 'update'), ('pg2kv.dead_letter', 'delete'),
       ('pg2kv.backfill', 'select'), ('pg2kv.backfill', 'insert'),
       ('pg2kv.backfill', 'update'), ('pg2kv.backfill', 'delete'),
+      ('pg2kv.retired', 'select'), ('pg2kv.retired', 'insert'),
+      ('pg2kv.retired', 'update'), ('pg2kv.retired', 'delete'),
       ('pg2kv.lease', 'select'), ('pg2kv.lease', 'update')
     ) as w(name, privilege)
     where not has_table_privilege(w.name, w.privilege)
@@ -107,7 +109,8 @@ const PRIVILEGES: &str = "\
       ('pg2kv.has_index(regclass, text[])'), ('pg2kv.index_for(regclass, text[], text[])')) as w(name)
     where not has_function_privilege(w.name, 'execute')
     union all
-    select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'))
+    select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'),
+      ('sync', 'deletes_held'), ('sync', 'configured'))
       as c(name, col)
     where not has_column_privilege('pg2kv.' || c.name, c.col, 'update')";
 

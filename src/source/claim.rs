@@ -428,6 +428,23 @@ impl Reader {
         Ok(keys)
     }
 
+    /// Whether a walk that has come to `position` has `key` still ahead of it.
+    pub(crate) async fn is_ahead(
+        &self,
+        sync: &SyncSource,
+        position: &str,
+        key: &Key,
+    ) -> Result<bool, Error> {
+        let prepared = self.plan(sync).await?;
+        let key = key.as_str();
+        let parameters: [&(dyn ToSql + Sync); 2] = [&position, &key];
+        let client = self.link.client();
+        let row = client.query_one(&prepared.plan.ahead, &parameters);
+        let doing = "comparing a key with the position of a backfill";
+        let row = self.link.call(doing, 2, Place::Relation, row).await?;
+        Ok(row.get::<_, Option<bool>>(0).unwrap_or(true))
+    }
+
     /// See `Session::advance_backfill`.
     pub(crate) async fn advance(
         &self,

@@ -1,6 +1,7 @@
 //! What the ledger knows about deletes of a sync: how many keys it has, and whether a person approved.
 //!
-//! Owns one query, asked at the start of a session and then with the gauges.
+//! Owns one query, asked at the start of a session and then with the gauges, and one note: that
+//! deletes are held, for people who ask the database and not the process that leads.
 
 use std::time::Duration;
 
@@ -33,6 +34,14 @@ pub(crate) const FACTS: &str = "\
     select s.name, coalesce(g.keys_estimate, s.keys_estimate),
       extract(epoch from s.deletes_approved_until - clock_timestamp())::float8
     from pg2kv.sync as s left join grown as g on g.name = s.name";
+
+/// `$2`, `$3`: syncs, and how many keys wait for approval; null where none do.
+pub(crate) const NOTE_HELD: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share)
+    update pg2kv.sync as s set deletes_held = h.keys
+    from unnest($2::text[], $3::int8[]) as h(name, keys)
+    where s.name = h.name and s.deletes_held is distinct from h.keys
+      and exists (select from fence)";
 
 /// Names of the syncs whose keys are all rows of their tables.
 pub(crate) fn unfiltered<'a>(syncs: impl Iterator<Item = &'a SyncSource>) -> Vec<&'a str> {

@@ -1,6 +1,6 @@
 //! Numbers about the database for metrics: cheap to get, mostly estimates.
 //!
-//! Owns one query. Nothing here decides anything.
+//! Owns the queries, and the note of what is held. Nothing here decides anything.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,7 +13,7 @@ use super::error::{Error, Place};
 use super::link::Link;
 use super::session::Gauges;
 use super::{Settings, SyncSource};
-use crate::change::SyncId;
+use crate::change::{Epoch, SyncId};
 
 /// The oldest row is looked for from where it was last time: what is below is dead and would be
 /// waded through on each look.
@@ -43,6 +43,7 @@ pub(crate) struct Watch {
     numbers: String,
     dead: String,
     deletes: String,
+    held: String,
     audited: String,
     oldest: AtomicI64,
 }
@@ -53,9 +54,32 @@ impl Watch {
             numbers: settings.sql(NUMBERS),
             dead: settings.sql(DEAD),
             deletes: settings.sql(deletes::FACTS),
+            held: settings.sql(deletes::NOTE_HELD),
             audited: settings.sql(AUDITED),
             oldest: AtomicI64::new(0),
         }
+    }
+
+    /// See `Session::note_held`.
+    pub(crate) async fn note_held(
+        &self,
+        link: &Link,
+        epoch: Epoch,
+        held: &[(SyncId, Option<u64>)],
+        syncs: &HashMap<SyncId, SyncSource>,
+    ) -> Result<(), Error> {
+        let (names, keys): (Vec<&str>, Vec<Option<i64>>) = held
+            .iter()
+            .filter_map(|(id, keys)| {
+                let keys = keys.map(|keys| i64::try_from(keys).unwrap_or(i64::MAX));
+                Some((syncs.get(id)?.name.as_str(), keys))
+            })
+            .unzip();
+        let parameters: [&(dyn ToSql + Sync); 3] = [&epoch.0, &names, &keys];
+        let noted = link.client().execute(&self.held, &parameters);
+        link.call("noting held deletes", 2, Place::Own, noted)
+            .await
+            .map(drop)
     }
 
     /// See `Session::gauges`.

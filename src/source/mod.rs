@@ -18,10 +18,12 @@ pub mod admin;
 pub mod audit;
 mod check;
 mod claim;
+pub mod configured;
 mod deletes;
 pub mod doorbell;
 pub mod error;
 mod expand;
+pub mod explain;
 mod frontier;
 mod gauges;
 pub mod lease;
@@ -30,6 +32,7 @@ mod link;
 mod marker;
 mod outbox;
 mod recover;
+pub mod retired;
 mod rows;
 pub mod session;
 mod settle;
@@ -105,6 +108,9 @@ pub struct SyncSource {
     pub collect: Option<Collect>,
     /// Other tables that its documents take data from.
     pub related: Vec<RelatedSpec>,
+    /// Everything in the configuration that decides which pairs the rows make, as a JSON object. A
+    /// leader notices by it that the one before ran with another configuration.
+    pub configured: String,
 }
 
 /// How rows become one document.

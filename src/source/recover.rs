@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::ToSql;
 
+use super::configured;
 use super::deletes::{self, FACTS};
 use super::error::{Error, Kind, Place};
 use super::link::Link;
@@ -102,6 +103,8 @@ pub(crate) async fn load(
 ) -> Result<Recovered, Error> {
     let identity = identity(link).await?;
     let identity_changed = adopt(settings, link, syncs, epoch, &identity).await?;
+    // Before the rest: it may make a comparison owed.
+    let adopted = configured::adopt(settings, link, syncs, epoch).await?;
 
     let doing = "loading what the leader before left";
     let ids: HashMap<&str, SyncId> = syncs
@@ -171,6 +174,9 @@ pub(crate) async fn load(
             .collect(),
         identity,
         identity_changed,
+        changed: adopted.changed,
+        retired: adopted.retired,
+        unsure: adopted.unsure,
         new_syncs: new.iter().filter_map(|row| sync_of(row.get(0))).collect(),
         deletes: deletes::facts(&facts, sync_of),
         audits: audits

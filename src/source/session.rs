@@ -23,7 +23,7 @@ use super::{Settings, SyncSource, recover};
 use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
     AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, FetchMode,
-    Fetched, Marker, SettleRequest, Walked,
+    Fetched, Marker, OldNames, Reconfigured, SettleRequest, Walked,
 };
 
 /// The connections of one leadership. See the module.
@@ -100,6 +100,12 @@ pub struct Recovered {
     pub deletes: Vec<DeleteFacts>,
     /// When each watched sync was last compared with KV.
     pub audits: Vec<AuditFacts>,
+    /// Syncs whose configuration is another than before.
+    pub changed: Vec<Reconfigured>,
+    /// Names that are no longer made.
+    pub retired: Vec<OldNames>,
+    /// Deletes of such names by an earlier leader may still land.
+    pub unsure: bool,
 }
 
 /// Which database this is: any change means that rows may have gone back in time.
@@ -331,6 +337,17 @@ impl Session {
         let (link, sync) = (self.bulk.link(), self.sync(sync)?);
         self.expander
             .expand(link, self.epoch, sync, markers, limit)
+            .await
+    }
+
+    /// Notes for people how many keys of each sync wait for approval of their deletes. Fenced: after
+    /// a takeover it does nothing.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`.
+    pub async fn note_held(&self, held: &[(SyncId, Option<u64>)]) -> Result<(), Error> {
+        self.watch
+            .note_held(self.bulk.link(), self.epoch, held, &self.syncs)
             .await
     }
 

@@ -52,7 +52,7 @@ pub(crate) const JUDGED: &str = "\
             on rc.relnamespace = rn.oid and rc.relname = (parse_ident(e.spec->>'table'))[2]
         ) as told where told.fault is not null
       ), pg2kv.trigger_faults(s.name)) end as fault,
-      coalesce(s.backfilled_at = '-infinity', false) as owed
+      coalesce(s.backfilled_at = '-infinity', false) as owed, s.audit_owed
     from wanted as w
     left join pg2kv.sync as s on s.name = w.name
     left join pg_namespace as n on n.nspname = (parse_ident(w.relation))[1]
@@ -130,7 +130,7 @@ impl Examiner {
                where s.name = j.name and j.fault is not null and not j.owed
                  and exists (select from fence)
              )
-             select exists (select from fence), j.name, j.fault, j.owed from judged as j"
+             select exists (select from fence), j.name, j.fault, j.owed, j.audit_owed from judged as j"
         );
         Self {
             sql: settings.sql(&sql),
@@ -171,6 +171,7 @@ impl Examiner {
                     sync: sync.id,
                     fault: row.get(2),
                     owed: row.get(3),
+                    audit_owed: row.get(4),
                 })
             })
             .collect())

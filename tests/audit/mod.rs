@@ -1,9 +1,10 @@
-//! `pg2kv verify` and `pg2kv dead-letters` as an operator meets them: the real binary, a real
+//! `pg2kv verify`, `pg2kv explain` and `pg2kv dead-letters` as an operator meets them: the real binary, a real
 //! PostgreSQL, the emulator, and a daemon where one is needed.
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
 
 mod documents;
+mod explain;
 mod letters;
 mod verify;
 
@@ -29,6 +30,7 @@ struct Place {
     emulator: Emulator,
     config: PathBuf,
     client: Client,
+    database: Database,
     _files: TempDir,
 }
 
@@ -65,9 +67,10 @@ impl Place {
             emulator,
             config,
             client,
+            database,
             _files: files,
         };
-        let url = database.url();
+        let url = place.database.url();
         let installed = place.pg2kv(&["install", "--database-url", &url]).await;
         assert!(installed.status.success(), "{}", text_of(&installed.stderr));
         place
@@ -94,7 +97,13 @@ impl Place {
     }
 
     fn daemon(&self) -> Child {
+        self.daemon_with(&[])
+    }
+
+    /// A daemon with other settings than the file's.
+    fn daemon_with(&self, environment: &[(&str, &str)]) -> Child {
         self.command(&["run"])
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -38,6 +38,7 @@ Operate:
   status          Show the leader, and each sync with what waits
   resync          Write every document of a sync again
   verify          Compare KV with Postgres, and have the daemon mend what drifted
+  explain         Say where a KV key comes from, and whether KV says what Postgres says
   dead-letters    Look at keys that KV cannot take, try them again, or drop them
   approve-deletes Let a mass delete go that the brake holds
 

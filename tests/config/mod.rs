@@ -1,6 +1,7 @@
 //! Configuration and command line, as an operator meets them.
 
 mod cli;
+mod described;
 mod documents;
 mod errors;
 mod example;

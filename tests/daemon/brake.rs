@@ -29,6 +29,16 @@ async fn approve(config: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
+async fn explain(config: &Path, arguments: &[&str]) -> Output {
+    process::command()
+        .args(["explain", "--config"])
+        .arg(config)
+        .args(arguments)
+        .output()
+        .await
+        .unwrap()
+}
+
 #[tokio::test]
 async fn a_truncate_empties_kv_only_once_somebody_approves() {
     let world = world().await;
@@ -59,6 +69,25 @@ async fn a_truncate_empties_kv_only_once_somebody_approves() {
         (held == Some(3_000.0)).then_some(())
     })
     .await;
+
+    // Nobody need ask the daemon itself.
+    wait::until("the ledger to tell of the hold", async || {
+        let held = "select coalesce(max(deletes_held), 0) from pg2kv.sync";
+        (world.number(held).await == 3_000).then_some(())
+    })
+    .await;
+    let explained = explain(&config, &["note:7", "--sync", "note"]).await;
+    assert_eq!(explained.status.code(), Some(1));
+    let text = String::from_utf8(explained.stdout).unwrap();
+    assert!(
+        text.contains("the row was deleted; its delete waits for approval\n"),
+        "{text}"
+    );
+    // The key template of the other sync takes any name.
+    let explained = explain(&config, &["note:7", "--json"]).await;
+    let both: Value = serde_json::from_slice(&explained.stdout).unwrap();
+    let verdicts = [0, 1].map(|at| &both["syncs"][at]["conclusion"]["verdict"]);
+    assert_eq!(verdicts, ["equal", "held"]);
 
     // Writes go on, of this sync too.
     world

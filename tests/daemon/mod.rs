@@ -16,6 +16,7 @@ mod limits;
 mod ops;
 mod page;
 mod poison;
+mod reconfigure;
 mod related;
 mod replication;
 mod resync;

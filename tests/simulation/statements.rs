@@ -216,13 +216,16 @@ impl World {
                 self.deliver(from, Event::PageWanted { sync, failed: None });
                 return Ok(());
             }
-            Effect::AllowPage => {
+            Effect::AllowPage { .. } => {
                 let audited = self.processes[from.process].audited;
                 if let Some((_, sync)) = audited.filter(|(address, _)| *address == from) {
                     let at = self.reaches(from.process) + self.delay() * 4;
                     self.at(at, What::Compare { from, sync });
                 }
                 return Ok(());
+            }
+            Effect::Clean { .. } => {
+                return Err("nothing is reconfigured here, so no name is retired".to_owned());
             }
             Effect::ReloadToken => {
                 if self.processes[from.process].token != self.file_token {
@@ -582,6 +585,7 @@ impl World {
                             owed: None,
                         })
                         .collect(),
+                    ..Recovered::default()
                 };
                 Campaigned::Elected {
                     epoch: Epoch(epoch),

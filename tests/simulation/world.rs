@@ -415,7 +415,7 @@ impl World {
                 }
                 state.spent.one(now, limit)?;
             }
-            Effect::Sweep { .. } | Effect::AllowPage => {
+            Effect::Sweep { .. } | Effect::AllowPage { .. } => {
                 state.checks.may_ask(now)?;
                 state.spent.one(now, limit)?;
             }

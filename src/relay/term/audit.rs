@@ -21,7 +21,9 @@ impl Term {
         if self.audits.is_running() {
             self.audits.allow_page(now);
             shared.budget.spend_spare(now);
-            shared.emit(Effect::AllowPage);
+            shared.emit(Effect::AllowPage {
+                trusted_until: self.lease.trusted_until,
+            });
             return;
         }
         let next = (0..self.syncs.len())
@@ -68,7 +70,7 @@ impl Term {
     }
 
     /// When sending as a whole is free, or may be tried.
-    fn sending_from(&self, now: Mono) -> Option<Mono> {
+    pub(super) fn sending_from(&self, now: Mono) -> Option<Mono> {
         match self.sending.pass(now) {
             Pass::Free => Some(now),
             Pass::Probe => (self.flights() == 0).then_some(now),
@@ -86,6 +88,10 @@ impl Term {
         let Some(Some(began)) = self.audits.want_page(sync) else {
             return;
         };
+        // The namespace of old names may be another one than the sync's: nothing follows for that.
+        if self.audits.is_cleaning() {
+            return;
+        }
         match failed {
             Some(answer) => {
                 let until = self.list_failed(shared, now, sync, began, &answer);
@@ -110,6 +116,7 @@ impl Term {
         sync: SyncId,
         result: Result<AuditFound, SweepFailure>,
     ) -> Result<(), Failure> {
+        let expected = self.audits.expects_drift();
         let began = self.audits.end(sync);
         let (detail, until) = match result {
             Ok(found) => {
@@ -118,7 +125,11 @@ impl Term {
                 }
                 if !found.undecided {
                     self.audits.done(now, sync, found);
-                    shared.tell(Notice::Audited { sync, found });
+                    shared.tell(Notice::Audited {
+                        sync,
+                        found,
+                        expected,
+                    });
                     if found.drifted() > 0 {
                         self.fetch.ring();
                     }

@@ -60,6 +60,9 @@ impl Term {
     ) {
         for facts in facts {
             let sync = facts.sync;
+            if facts.approved_for.is_some() {
+                self.cleanings.wake(now, sync);
+            }
             if self.syncs[usize::from(sync.0)].brake.learn(now, at, facts) {
                 self.queue.release_held(now, sync);
                 shared.tell(Notice::DeletesResumed { sync });

@@ -5,6 +5,7 @@
 
 mod audit;
 mod capture;
+mod clean;
 mod deletes;
 mod deliver;
 mod expand;
@@ -21,6 +22,7 @@ use self::settle::Settlement;
 use super::audits::Audits;
 use super::backfills::{self, Walk};
 use super::brake::Brake;
+use super::cleanings::Cleanings;
 use super::expansions::Expansions;
 use super::holds::{BlockReason, Gate, HoldReason};
 use super::{
@@ -79,6 +81,7 @@ pub(super) struct Term {
     walks: Vec<Walk>,
     audits: Audits,
     expansions: Expansions,
+    cleanings: Cleanings,
     /// Syncs to be walked for the first time, once the first fetch has brought the marker that
     /// `pg2kv.watch` left: one walk answers both.
     new_syncs: Vec<SyncId>,
@@ -153,6 +156,10 @@ impl Term {
             walks: backfills::walks(count),
             audits: Audits::new(settings.audit, now, count, audited),
             expansions: Expansions::new(count),
+            cleanings: Cleanings::new(
+                now + settings.lease_ttl + settings.late_write_window,
+                std::mem::take(&mut recovered.retired),
+            ),
             new_syncs: Vec::new(),
             unsure_until: None,
             pairs: settings.pairs_max,
@@ -197,6 +204,11 @@ impl Term {
         for (sync, count) in recovered.dead {
             self.syncs[usize::from(sync.0)].may_have_dead_letters = count > 0;
         }
+        if recovered.unsure {
+            self.unsure_until = Some(doubt_until);
+        }
+        let changed = recovered.changed.into_iter().map(Notice::Reconfigured);
+        out.notices.extend(changed);
         self.new_syncs = recovered.new_syncs;
         for backfill in recovered.backfills {
             if backfill.reason == IDENTITY_CHANGED {
@@ -272,6 +284,7 @@ impl Term {
             }
             Event::Expanded { sync, result } => self.expanded(shared, now, sync, result),
             Event::Audited { sync, result } => self.audited(shared, now, sync, result),
+            Event::Cleaned { old, result } => self.cleaned(shared, now, old, result),
             Event::Examined(result) => {
                 self.examined(shared, result);
                 Ok(())
@@ -322,6 +335,7 @@ impl Term {
         self.drive_backfills(shared, now);
         self.drive_expansions(shared, now);
         self.drive_audits(shared, now);
+        self.drive_cleanings(shared, now);
         Ok(false)
     }
 
@@ -353,6 +367,7 @@ impl Term {
         }
         wake.extend(self.next_audit_at(budget, now));
         wake.extend(self.expand_at(settings));
+        wake.extend(self.next_cleaning(budget, now).map(|(at, _)| at));
         wake.into_iter().min()
     }
 
@@ -395,6 +410,7 @@ impl Term {
                     .expansions
                     .progress(sync_id(index))
                     .map(|(changes, keys)| StatusExpansion { changes, keys }),
+                old_names: self.cleanings.status(sync_id(index)),
             })
             .collect();
     }

@@ -51,7 +51,16 @@ impl Term {
             // It is done again soon, and what is wrong with the session shows elsewhere too.
             Err(failure) => return shared.tell(Notice::LedgerFailed(failure)),
         };
-        for Examined { sync, fault, owed } in examined {
+        for Examined {
+            sync,
+            fault,
+            owed,
+            audit_owed,
+        } in examined
+        {
+            if let Some(reason) = audit_owed {
+                self.audits.owe(sync, reason);
+            }
             let known = &mut self.syncs[usize::from(sync.0)].fault;
             match &fault {
                 Some(new) if *known != fault => shared.tell(Notice::Faulty {

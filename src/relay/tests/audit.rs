@@ -202,7 +202,7 @@ fn pages_keep_a_pace_and_take_from_the_reserve() {
     for _ in 0..11 {
         bench.want_page(SYNC, None);
         bench.until_effect(Duration::from_secs(400));
-        assert!(matches!(bench.open.pop(), Some(Effect::AllowPage)));
+        assert!(matches!(bench.open.pop(), Some(Effect::AllowPage { .. })));
         at.push(bench.now);
     }
     for two in at[..10].windows(2) {
@@ -222,14 +222,14 @@ fn a_page_that_fails_is_a_failure_of_the_api() {
     let mut bench = leader(settings(), [ROUND, Duration::ZERO]);
     bench.audit();
     bench.want_page(SYNC, None);
-    assert!(matches!(bench.open.pop(), Some(Effect::AllowPage)));
+    assert!(matches!(bench.open.pop(), Some(Effect::AllowPage { .. })));
     let wait = Duration::from_secs(60);
     bench.want_page(SYNC, Some(Outcome::Throttled(Some(wait))));
     assert!(bench.relay.status(bench.now).blocked.is_some());
     // Nobody sends before, and the page itself is the probe.
     let throttled = bench.now;
     bench.until_effect(2 * wait);
-    assert!(matches!(bench.open.pop(), Some(Effect::AllowPage)));
+    assert!(matches!(bench.open.pop(), Some(Effect::AllowPage { .. })));
     assert!(bench.now.since(throttled) >= wait);
     bench.audited(SYNC, AuditFound::default());
     assert!(bench.relay.status(bench.now).blocked.is_none());

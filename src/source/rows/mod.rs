@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) walk_all: Statement,
     /// `$1`: the texts of the key columns, each a JSON array, as `text[]`. Gives the keys.
     pub(crate) keys: Statement,
+    /// SQL. `$1`: position, `$2`: key. Whether a walk at the position has the key ahead of it.
+    pub(crate) ahead: String,
     /// Number of values in a key.
     pub(crate) columns: usize,
     /// Bytes of a row's document, a first guess.
@@ -107,6 +109,7 @@ impl Plan {
             walk,
             walk_all,
             keys,
+            ahead: table.ahead(),
             columns: table.width(),
             // How many rows a document has is not known before one was read; a document too many
             // in a read is one that the server puts together for nothing.

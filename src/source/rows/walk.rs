@@ -183,6 +183,41 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Whether a key stands behind a position, in the order of the walks. `$1`: position, `$2`: key.
+    pub(super) fn ahead(&self) -> String {
+        let ordered: Vec<(usize, &KeyColumn)> = self
+            .order
+            .iter()
+            .map(|at| (*at, &self.columns[*at]))
+            .collect();
+        let mut selected: Vec<String> = ordered
+            .iter()
+            .map(|(at, column)| format!("{} as {}", column.typed("u.key", *at), column.name))
+            .collect();
+        selected.push("u.key::text collate \"C\" as pg2kv_text".to_owned());
+        let mut same: Vec<String> = ordered
+            .iter()
+            .map(|(at, column)| {
+                let (name, equal) = (&column.name, &column.equal);
+                format!("pg2kv_key.{name} {equal} {}", position(*at, column))
+            })
+            .collect();
+        same.push("pg2kv_key.pg2kv_text > $1::text".to_owned());
+        let later = if ordered.is_empty() {
+            String::new()
+        } else {
+            format!("{} or ", after("pg2kv_key", &ordered, &position))
+        };
+        format!(
+            "select {later}({}) from (select {} from (select $2::text::jsonb as key) as u) \
+             as pg2kv_key",
+            same.join(" and "),
+            selected.join(", ")
+        )
+    }
+}
+
 /// The value of a column in the position.
 fn position(at: usize, column: &KeyColumn) -> String {
     column.typed("$1::text::jsonb", at)

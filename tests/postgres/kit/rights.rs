@@ -50,7 +50,8 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         text(&admin, table_rights).await,
         "backfill: delete insert select update; claim: delete insert select update; \
          dead_letter: delete insert select update; lease: delete insert select update; \
-         meta: select; outbox: delete insert select; related: select; sync: select"
+         meta: select; outbox: delete insert select; related: select; \
+          retired: delete insert select update; sync: select"
     );
     for sql in [
         "select id, a from app.t where id = 1",
@@ -64,7 +65,7 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         "with c as (insert into pg2kv.claim (epoch, sync, keys) values (1, 't', '{}') returning id)
          delete from pg2kv.claim where id = (select id from c)",
         "select * from pg2kv.status(); select pg2kv.resync('t'); listen pg2kv",
-        "update pg2kv.sync set keys_estimate = 7; select pg2kv.approve_deletes('t', '1 minute')",
+        "update pg2kv.sync set keys_estimate = 7, deletes_held = 7; select pg2kv.approve_deletes('t', '1 minute')",
     ] {
         assert!(allowed(&admin, "pg2kv_daemon", sql).await, "{sql}");
     }

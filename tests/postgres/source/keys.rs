@@ -17,6 +17,7 @@ fn typed(id: u16, name: &str, keys: &[&str]) -> SyncSource {
         attributes: Attributes::default(),
         collect: None,
         related: vec![],
+        configured: "{}".to_owned(),
     }
 }
 

@@ -133,6 +133,7 @@ fn items(value: &str) -> SyncSource {
         attributes: Attributes::default(),
         collect: None,
         related: vec![],
+        configured: "{}".to_owned(),
     }
 }
 
