@@ -365,7 +365,7 @@ pub(super) fn ops(reader: &mut Reader<'_>) -> Option<Ops> {
             )
         })
     });
-    let hosts = section.parsed("hosts", Some(""), "names of hosts", |text| {
+    let hosts = section.optional("hosts", "names of hosts", |text| {
         let names = text.split(',').map(str::trim);
         let names: Vec<String> = names
             .filter(|name| !name.is_empty())
@@ -382,7 +382,7 @@ pub(super) fn ops(reader: &mut Reader<'_>) -> Option<Ops> {
     });
     Some(Ops {
         listen: listen?,
-        hosts: hosts?,
+        hosts: hosts?.unwrap_or_default(),
     })
 }
 
