@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use pg2kv::emulator::faults::Fault;
 use pg2kv::emulator::route::Operation;
 use reqwest::Method;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{PLAN, bulk_writes};
@@ -48,7 +49,7 @@ fn settings(world: &World, changed: &[(&str, &str)]) -> Settings {
     settings
 }
 
-/// One request that damages four keys, each in another way, and adds one that is no row's.
+/// Damages four keys, each in another way, and adds one that is no row's.
 async fn tamper(world: &World) {
     let ours = world.kv.get(NAMESPACE, "note:8").unwrap();
     let value = std::str::from_utf8(&ours.value).unwrap();
@@ -123,7 +124,10 @@ async fn what_an_audit_found_is_mended_though_the_daemon_dies_at_once() {
     // All but the first, which tampers.
     let refused = Fault::status(503).on_operation(Operation::BulkWrite);
     world.kv.faults().add(refused.after(1)).unwrap();
+    // No audit between its two requests: it would repair a part of the damage and die of that.
+    daemon.signal(Signal::STOP);
     tamper(&world).await;
+    daemon.signal(Signal::CONT);
     // One is the tampering, one the repair, which comes to nothing.
     bulk_writes(&world, writes + 2).await;
     daemon.kill().await;
