@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::world;
 use crate::support::node::Peers;
+use crate::support::process::Process;
 
 fn picture(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("status");
@@ -21,6 +22,40 @@ fn texts(seen: &Value, what: &str) -> String {
     let lines = seen[what].as_array().unwrap().iter();
     let lines: Vec<&str> = lines.map(|line| line.as_str().unwrap()).collect();
     lines.join("\n")
+}
+
+/// Every field of the status stands in its reference.
+async fn documented(daemon: &Process) {
+    let (_, text) = daemon.get("/api/status").await;
+    let reference = include_str!("../../deploy/status.md");
+    let status: Value = serde_json::from_str(&text).unwrap();
+    let mut fields = Vec::new();
+    paths("", &status, &mut fields);
+    assert!(fields.len() > 20, "{text}");
+    for field in fields {
+        assert!(reference.contains(&format!("\n| `{field}` | ")), "{field}");
+    }
+}
+
+fn paths(at: &str, value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members {
+                let path = match at {
+                    "" => name.clone(),
+                    at => format!("{at}.{name}"),
+                };
+                found.push(path.clone());
+                paths(&path, member, found);
+            }
+        }
+        Value::Array(elements) => {
+            for element in elements {
+                paths(&format!("{at}[]"), element, found);
+            }
+        }
+        _ => {}
+    }
 }
 
 #[tokio::test]
@@ -72,6 +107,7 @@ async fn the_page_tells_how_it_is() {
     );
     assert!(texts(&seen, "syncs").contains("blocked"), "{seen}");
     assert!(texts(&seen, "recent").contains("dead letters"), "{seen}");
+    documented(&leader).await;
     let narrow = json!({ "width": 360, "scheme": "dark", "screenshot": picture("narrow.png") });
     let seen = browser.ask(&narrow).await;
     assert_eq!(seen["overflows"], false, "{seen}");
@@ -132,6 +168,7 @@ async fn the_page_shows_a_backfill() {
     });
     let seen = browser.ask(&open).await;
     assert!(texts(&seen, "syncs").contains("of about 20,000"), "{seen}");
+    documented(&daemon).await;
     world.kv.faults().clear();
     let done = json!({ "until": "KV says what Postgres says" });
     browser.ask(&done).await;
