@@ -17,10 +17,14 @@
 //! A change is a key, never a value: "look again". So order does not matter, a duplicate is
 //! harmless, and any number of changes to one key cost one write.
 //!
+//! Where documents take data from another table, a change there is one marker in the outbox: the
+//! values that the rows match. The daemon turns it into keys afterwards, chunk by chunk, each chunk
+//! and the marker's new position in one transaction; the writer never waits for that.
+//!
 //! # Invariants
-//! - For each key: if KV may differ from what the rows say, the key stands in the outbox, in a claim,
-//!   in the dead letters, or ahead of a backfill's position. All four are in Postgres. The daemon's
-//!   memory is a cache; `kill -9` loses nothing.
+//! - For each key: if KV may differ from what the rows say, the key stands in the outbox or under a
+//!   marker there, in a claim, in the dead letters, or ahead of a backfill's position. All four are in
+//!   Postgres. The daemon's memory is a cache; `kill -9` loses nothing.
 //! - A claim goes only after a write that was *sent* after the last doubt about the key had ended.
 //! - One request at a time for a key; no two within `queue.key_interval`.
 //! - Every write to the ledger is fenced by the epoch of the leadership; every send by trust in the

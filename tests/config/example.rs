@@ -96,6 +96,11 @@ fn the_example_is_complete_and_says_the_defaults() {
     assert_eq!(lines, BTreeMap::new(), "keys that pg2kv does not know");
 }
 
+fn in_sync(lines: &mut Vec<String>, line: &str) {
+    let section = lines.iter().position(|line| line == "[sync.users]");
+    lines.insert(section.unwrap() + 1, line.to_owned());
+}
+
 #[test]
 fn every_example_value_serves() {
     let text = example();
@@ -113,10 +118,10 @@ fn every_example_value_serves() {
             }
             "value" => copy.retain(|line| !line.starts_with("columns = ")),
             // These need each other.
-            "member" => copy.push("collect = \"object\"".to_owned()),
-            "order_by" => copy.push("collect = \"list\"".to_owned()),
+            "member" => in_sync(&mut copy, "collect = \"object\""),
+            "order_by" => in_sync(&mut copy, "collect = \"list\""),
             "shards" => {
-                copy.push("collect = \"list\"".to_owned());
+                in_sync(&mut copy, "collect = \"list\"");
                 for line in &mut copy {
                     if line.starts_with("key = ") {
                         *line = "key = \"users:{shard}\"".to_owned();
