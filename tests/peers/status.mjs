@@ -11,7 +11,7 @@ import { launch } from "./chromium.mjs";
 const { profile } = JSON.parse(process.argv[2]);
 const context = await launch(profile, { width: 1000, height: 760 });
 const page = context.pages()[0] ?? (await context.newPage());
-let complaints = [];
+const complaints = [];
 page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
 page.on("pageerror", (error) => complaints.push(String(error)));
 const elsewhere = [];
@@ -45,7 +45,6 @@ for await (const line of createInterface({ input: process.stdin })) {
   };
   if (command.screenshot) await page.screenshot({ path: command.screenshot, fullPage: true });
   console.log(JSON.stringify(seen));
-  complaints = [];
 }
 await context.close();
 
