@@ -151,19 +151,34 @@ async fn the_page_tells_how_it_is() {
 #[tokio::test]
 async fn the_page_shows_a_backfill() {
     let world = world().await;
-    world
-        .sql("insert into public.note select n, 'text' from generate_series(1, 20000) n")
-        .await;
-    let hold = Fault::status(503).on_operation(Operation::BulkWrite);
-    world.kv.faults().add(hold).unwrap();
     let daemon = world.daemon();
     daemon.leads().await;
+    world
+        .sql(
+            "insert into public.note select n, 'text' from generate_series(1, 20000) n;
+             analyze public.note",
+        )
+        .await;
+    world.converges().await;
+    // Missed by the triggers, so that the walk has something to write, and KV fails.
+    let hold = Fault::status(503).on_operation(Operation::BulkWrite);
+    world.kv.faults().add(hold).unwrap();
+    world
+        .sql(
+            "begin; alter table public.note disable trigger user;
+             update public.note set text = 'new';
+             alter table public.note enable always trigger zzz_pg2kv_note_row,
+               enable always trigger zzz_pg2kv_note_update,
+               enable always trigger zzz_pg2kv_note_truncate; commit;
+             select pg2kv.resync('note')",
+        )
+        .await;
     let profile = tempfile::tempdir().unwrap();
     let browser = json!({ "profile": profile.path() });
     let mut browser = Peers::installed().serve("status.mjs", &browser).await;
     let open = json!({
         "open": daemon.url("/").await, "until": "in the way",
-        "screenshot": picture("backlog.png"),
+        "screenshot": picture("backfill.png"),
     });
     let seen = browser.ask(&open).await;
     assert!(texts(&seen, "syncs").contains("of about 20,000"), "{seen}");

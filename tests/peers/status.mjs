@@ -2,7 +2,8 @@
 //
 // argv[2]: JSON {"profile": an empty directory}
 // stdin:  a line for each command, done in this order: {"open": URL, "width": pixels, "scheme": "dark",
-//         "until": a text that the verdict comes to hold, "screenshot": file}
+//         "until": a text that the verdict comes to hold, "trouble": one that a trouble comes to hold,
+//         "screenshot": file}
 // stdout: {"version"} once it is ready, then a line for each command: what the page shows
 
 import { createInterface } from "node:readline";
@@ -28,7 +29,11 @@ for await (const line of createInterface({ input: process.stdin })) {
   if (command.scheme) await page.emulateMedia({ colorScheme: command.scheme });
   if (command.until) {
     const verdict = page.locator("#verdict-title", { hasText: command.until });
-    await verdict.waitFor({ timeout: 30_000 });
+    await verdict.waitFor({ timeout: 60_000 });
+  }
+  if (command.trouble) {
+    const trouble = page.locator("#troubles-list li", { hasText: command.trouble });
+    await trouble.waitFor({ timeout: 60_000 });
   }
   const texts = (selector) => page.locator(selector).allInnerTexts();
   const seen = {
