@@ -10,6 +10,7 @@ mod cleaning;
 mod clock;
 mod effects;
 mod history;
+mod series;
 mod sizes;
 mod telling;
 

@@ -8,13 +8,11 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use tracing::{error, info, warn};
 
-use super::clock;
-use crate::change::{
-    AmbiguousReason, Answer, Mono, NotSentReason, Outcome, PoisonReason, SyncId, fingerprint,
-};
-use crate::ledger::{Examined, FailureKind, Reconfigured};
+use super::{clock, series};
+use crate::change::{AmbiguousReason, Answer, Mono, NotSentReason, Outcome, SyncId, fingerprint};
+use crate::ledger::{Examined, Reconfigured};
 use crate::metrics as names;
-use crate::relay::{self, AuditFound, BlockReason, HoldReason, Notice, Phase, Status, StatusSync};
+use crate::relay::{self, AuditFound, BlockReason, Notice, Phase, Status};
 use crate::source::Gauges;
 
 /// The same kind of trouble is logged this often at most; metrics count each.
@@ -27,29 +25,6 @@ const BLOCK_REASONS: [BlockReason; 5] = [
     BlockReason::Unauthorized,
     BlockReason::Quota,
 ];
-const HOLD_REASONS: [HoldReason; 3] = [
-    HoldReason::Relation,
-    HoldReason::NamespaceGone,
-    HoldReason::Unexpected,
-];
-const POISON_REASONS: [PoisonReason; 7] = [
-    PoisonReason::IllegalKey,
-    PoisonReason::KeyTooLong,
-    PoisonReason::ValueTooLarge,
-    PoisonReason::BadMetadata,
-    PoisonReason::BadExpiry,
-    PoisonReason::RowError,
-    PoisonReason::Rejected,
-];
-const FAILURE_KINDS: [FailureKind; 6] = [
-    FailureKind::Connection,
-    FailureKind::Fenced,
-    FailureKind::Row,
-    FailureKind::Relation,
-    FailureKind::Transient,
-    FailureKind::Refused,
-];
-const STATUS_CLASSES: [&str; 4] = ["none", "2xx", "4xx", "5xx"];
 
 /// Tells people what happens.
 #[derive(Debug)]
@@ -66,46 +41,7 @@ pub(super) struct Teller {
 impl Teller {
     /// Counters begin at 0: a rate cannot see one that appears with its first event.
     pub(super) fn new(syncs: Vec<String>, log_keys: bool) -> Self {
-        for sync in &syncs {
-            for reason in POISON_REASONS {
-                let labels = [
-                    ("sync", sync.clone()),
-                    ("reason", reason.as_str().to_owned()),
-                ];
-                counter!(names::DEAD_LETTERED, &labels).absolute(0);
-            }
-            for op in ["put", "delete"] {
-                counter!(names::PAIRS_WRITTEN, "sync" => sync.clone(), "op" => op).absolute(0);
-            }
-            counter!(names::KEYS_UNCHANGED, "sync" => sync.clone()).absolute(0);
-            counter!(names::BACKFILLS, "sync" => sync.clone()).absolute(0);
-            counter!(names::AUDITS, "sync" => sync.clone()).absolute(0);
-            for (drift, _) in drifts(&AuditFound::default()) {
-                counter!(names::AUDIT_DRIFTED_KEYS, "sync" => sync.clone(), "drift" => drift)
-                    .absolute(0);
-            }
-            counter!(names::RELATED_CHANGES, "sync" => sync.clone()).absolute(0);
-            counter!(names::RELATED_KEYS, "sync" => sync.clone()).absolute(0);
-            gauge!(names::DELETES_HELD, "sync" => sync.clone()).set(0.0);
-            gauge!(names::BACKFILL_DONE, "sync" => sync.clone()).set(0.0);
-            gauge!(names::BACKFILL_ESTIMATE, "sync" => sync.clone()).set(0.0);
-            gauge!(names::BACKFILL_LEFT, "sync" => sync.clone()).set(0.0);
-        }
-        for name in [
-            names::CHANGES_FETCHED,
-            names::CHANGES_IGNORED,
-            names::KEYS_COALESCED,
-            names::BELL_RINGS,
-            names::LEADER_TRANSITIONS,
-        ] {
-            counter!(name).absolute(0);
-        }
-        for kind in FAILURE_KINDS {
-            counter!(names::LEDGER_FAILURES, "kind" => kind.as_str()).absolute(0);
-        }
-        for class in STATUS_CLASSES {
-            counter!(names::KV_REQUESTS, "status_class" => class).absolute(0);
-        }
+        series::begin(&syncs);
         Self {
             syncs,
             log_keys,
@@ -378,7 +314,7 @@ impl Teller {
     /// `left` is the time that the backfill of each sync still takes, where that can be said.
     pub(super) fn tell_status(&mut self, status: &Status, left: &[Option<Duration>]) {
         let leading = status.phase == Phase::Leading || status.phase == Phase::Draining;
-        gauge!(names::LEADER).set(flag(leading));
+        gauge!(names::LEADER).set(series::flag(leading));
         gauge!(names::EPOCH).set(status.epoch.map_or(0.0, |epoch| epoch.0 as f64));
         gauge!(names::QUEUE_KEYS).set(status.queue_keys as f64);
         gauge!(names::IN_FLIGHT_KEYS).set(status.in_flight_keys as f64);
@@ -391,10 +327,10 @@ impl Teller {
                 .blocked
                 .as_ref()
                 .is_some_and(|block| block.reason == reason);
-            gauge!(names::BLOCKED, "reason" => reason.as_str()).set(flag(blocked));
+            gauge!(names::BLOCKED, "reason" => reason.as_str()).set(series::flag(blocked));
         }
         for (index, name) in self.syncs.iter().enumerate() {
-            sync_gauges(
+            series::of_sync(
                 name,
                 status.syncs.get(index),
                 left.get(index).copied().flatten(),
@@ -495,47 +431,6 @@ impl Teller {
     }
 }
 
-/// The gauges of one sync; all 0 where this process does not lead.
-fn sync_gauges(name: &str, sync: Option<&StatusSync>, left: Option<Duration>) {
-    let left = left.unwrap_or_default().as_secs_f64();
-    gauge!(names::BACKFILL_LEFT, "sync" => name.to_owned()).set(left);
-    for reason in HOLD_REASONS {
-        let held = sync
-            .and_then(|sync| sync.hold.as_ref())
-            .is_some_and(|(why, ..)| *why == reason);
-        let labels = [
-            ("sync", name.to_owned()),
-            ("reason", reason.as_str().to_owned()),
-        ];
-        gauge!(names::SYNC_ON_HOLD, &labels).set(flag(held));
-    }
-    let faulty = sync.is_some_and(|sync| sync.fault.is_some());
-    gauge!(names::TRIGGERS_FAULTY, "sync" => name.to_owned()).set(flag(faulty));
-    let held = sync
-        .and_then(|sync| sync.deletes_held)
-        .map_or(0, |held| held.keys as u64 + held.ahead);
-    gauge!(names::DELETES_HELD, "sync" => name.to_owned()).set(held as f64);
-    let old = sync
-        .and_then(|sync| sync.old_names)
-        .map_or(0, |old| old.names);
-    gauge!(names::OLD_NAMES, "sync" => name.to_owned()).set(old as f64);
-    let waiting = sync
-        .and_then(|sync| sync.expansion)
-        .map_or(0, |expansion| expansion.changes);
-    gauge!(names::RELATED_WAITING, "sync" => name.to_owned()).set(waiting as f64);
-    let backfill = sync.and_then(|sync| sync.backfill.as_ref());
-    gauge!(names::BACKFILL_RUNNING, "sync" => name.to_owned()).set(flag(backfill.is_some()));
-    let (done, estimate) = backfill.map_or((0, 0), |backfill| {
-        (backfill.done, backfill.estimate.unwrap_or(0))
-    });
-    gauge!(names::BACKFILL_DONE, "sync" => name.to_owned()).set(done as f64);
-    gauge!(names::BACKFILL_ESTIMATE, "sync" => name.to_owned()).set(estimate as f64);
-}
-
-fn flag(on: bool) -> f64 {
-    f64::from(u8::from(on))
-}
-
 /// Drift has a cause: somebody else writes to the namespace, or changes were missed.
 fn audited(sync: String, found: &AuditFound, expected: bool) {
     counter!(names::AUDITS, "sync" => sync.clone()).increment(1);
@@ -604,7 +499,7 @@ fn audited(sync: String, found: &AuditFound, expected: bool) {
 }
 
 /// Keys that drifted, by how.
-fn drifts(found: &AuditFound) -> [(&'static str, u64); 3] {
+pub(super) fn drifts(found: &AuditFound) -> [(&'static str, u64); 3] {
     [
         ("missing", found.missing),
         ("stale", found.stale),

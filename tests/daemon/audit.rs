@@ -203,10 +203,13 @@ async fn a_restart_neither_forgets_nor_repeats_an_audit() {
         .sql("insert into public.note values (1000, 'new')")
         .await;
     world.converges().await;
-    let at = daemon
-        .metric("pg2kv_audit_last_success_timestamp_seconds")
-        .await;
-    assert!(at.is_some_and(|at| at > 1_700_000_000.0), "{at:?}");
+    // The ledger is read each ten seconds.
+    let at = wait::until("the time of the last audit to show", async || {
+        let name = "pg2kv_audit_last_success_timestamp_seconds";
+        daemon.metric(name).await
+    })
+    .await;
+    assert!(at > 1_700_000_000.0, "{at:?}");
     assert_eq!(daemon.count("audit started"), 0);
     daemon.stop().await;
 }
