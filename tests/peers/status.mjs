@@ -15,14 +15,18 @@ const page = context.pages()[0] ?? (await context.newPage());
 const complaints = [];
 page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
 page.on("pageerror", (error) => complaints.push(String(error)));
+/** Where the pages came from, and what they asked of anybody else. */
+const own = [];
 const elsewhere = [];
+page.on("request", (request) => {
+  if (!own.includes(new URL(request.url()).origin)) elsewhere.push(request.url());
+});
 console.log(JSON.stringify({ version: context.browser()?.version() ?? "unknown" }));
 
 for await (const line of createInterface({ input: process.stdin })) {
   const command = JSON.parse(line);
   if (command.open) {
-    const own = new URL(command.open).origin;
-    page.on("request", (request) => request.url().startsWith(own) || elsewhere.push(request.url()));
+    own.push(new URL(command.open).origin);
     await page.goto(command.open);
   }
   if (command.width) await page.setViewportSize({ width: command.width, height: 760 });
