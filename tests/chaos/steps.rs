@@ -72,6 +72,7 @@ const STEPS: [Step; 15] = [
 /// Longer than the late write below takes.
 const PLAN: Plan = Plan {
     settings: &[
+        ("lease.ttl", "3s"),
         ("retry.late_write_window", "1500ms"),
         ("backfill.chunk", "20"),
     ],

@@ -16,7 +16,8 @@ async fn twenty_kills_during_a_load_lose_nothing() {
     let world = World::start(Plan {
         sql: TABLES,
         syncs: SYNCS,
-        settings: &[],
+        // A new leader waits for so long before it trusts that a claim's write has ended.
+        settings: &[("lease.ttl", "3s")],
         limits: None,
     })
     .await;
