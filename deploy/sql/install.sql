@@ -598,6 +598,50 @@ $$;
 comment on function pg2kv.drop_triggers(text, regclass[]) is
   'Removes the triggers of a sync from all tables but these';
 
+create or replace function pg2kv.put_triggers(
+    label text, relation regclass, columns text[], every_column boolean, recorded text) returns void
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  one_table regclass;
+  changed text;
+begin
+  -- Row triggers, because statement triggers see neither changes made directly to a partition nor
+  -- those that logical replication applies. record_image_ne compares what is stored: any type will
+  -- do, and 1.0 differs from 1.00. (Its operator "*<>" on rows would not survive pg_dump.)
+  select case when every_column
+      then 'record_image_ne(old, new)'
+      else format('record_image_ne(row(%s), row(%s))',
+                  string_agg(format('old.%I', name), ', '), string_agg(format('new.%I', name), ', '))
+    end
+    into changed
+    from (select distinct name from unnest(columns) name order by name) watched;
+  execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
+    for each row execute function pg2kv.capture_%1$s()', label, relation);
+  execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
+    for each row when (%3$s) execute function pg2kv.capture_%1$s()', label, relation, changed);
+  execute format('comment on trigger zzz_pg2kv_%1$s_row on %2$s is %3$L', label, relation,
+                 'pg2kv: records ' || recorded);
+  execute format('comment on trigger zzz_pg2kv_%1$s_update on %2$s is %3$L', label, relation,
+                 'pg2kv: records ' || recorded || ', the old one and the new one');
+  foreach one_table in array array(select pg2kv.tables_of(relation)) loop
+    execute format('create or replace trigger zzz_pg2kv_%1$s_truncate after truncate on %2$s
+      for each statement execute function pg2kv.capture_%1$s()', label, one_table);
+    execute format('comment on trigger zzz_pg2kv_%1$s_truncate on %2$s is %3$L', label, one_table,
+                   'pg2kv: records that every key is to be looked at again');
+    -- "Always" is also under logical replication and session_replication_role = replica.
+    execute format('alter table %2$s
+      enable always trigger zzz_pg2kv_%1$s_row,
+      enable always trigger zzz_pg2kv_%1$s_update,
+      enable always trigger zzz_pg2kv_%1$s_truncate', label, one_table);
+  end loop;
+  perform pg2kv.drop_triggers(label, array(select pg2kv.tables_of(relation)));
+end
+$$;
+comment on function pg2kv.put_triggers(text, regclass, text[], boolean, text) is
+  'Has the changes of a table call a capture function, and those of no other table';
+
 create or replace function pg2kv.set_grants(relation regclass) returns void
   language plpgsql
   set search_path = pg_catalog, pg_temp
@@ -698,10 +742,8 @@ create or replace function pg2kv.watch(
 as $$
 declare
   before pg2kv.sync;
-  one_table regclass;
   unharmed boolean;
   settings text;
-  changed text;
   primary_key text[];
   advice text;
 begin
@@ -798,36 +840,7 @@ $capture$, sync, pg2kv.document_key(relation, key, primary_key, shards, 'old'),
   execute format('comment on function pg2kv.capture_%s() is %L', sync,
                  format('Records the keys of changed rows of %s for the sync %s', relation, sync));
 
-  -- Row triggers, because statement triggers see neither changes made directly to a partition nor
-  -- those that logical replication applies. record_image_ne compares what is stored: any type will
-  -- do, and 1.0 differs from 1.00. (Its operator "*<>" on rows would not survive pg_dump.)
-  select case when watch.columns is null
-      then 'record_image_ne(old, new)'
-      else format('record_image_ne(row(%s), row(%s))',
-                  string_agg(format('old.%I', name), ', '), string_agg(format('new.%I', name), ', '))
-    end
-    into changed
-    from (select distinct name from unnest(key || watch.columns || primary_key) name order by name) watched;
-  execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
-    for each row execute function pg2kv.capture_%1$s()', sync, relation);
-  execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
-    for each row when (%3$s) execute function pg2kv.capture_%1$s()', sync, relation, changed);
-  execute format('comment on trigger zzz_pg2kv_%1$s_row on %2$s is %3$L', sync, relation,
-                 'pg2kv: records the key of the row');
-  execute format('comment on trigger zzz_pg2kv_%1$s_update on %2$s is %3$L', sync, relation,
-                 'pg2kv: records the key of the row, the old one and the new one');
-  foreach one_table in array array(select pg2kv.tables_of(relation)) loop
-    execute format('create or replace trigger zzz_pg2kv_%1$s_truncate after truncate on %2$s
-      for each statement execute function pg2kv.capture_%1$s()', sync, one_table);
-    execute format('comment on trigger zzz_pg2kv_%1$s_truncate on %2$s is %3$L', sync, one_table,
-                   'pg2kv: records that every key is to be looked at again');
-    -- "Always" is also under logical replication and session_replication_role = replica.
-    execute format('alter table %2$s
-      enable always trigger zzz_pg2kv_%1$s_row,
-      enable always trigger zzz_pg2kv_%1$s_update,
-      enable always trigger zzz_pg2kv_%1$s_truncate', sync, one_table);
-  end loop;
-  perform pg2kv.drop_triggers(sync, array(select pg2kv.tables_of(relation)));
+  perform pg2kv.put_triggers(sync, relation, key || watch.columns || primary_key, watch.columns is null, 'the key of the row');
 
   insert into pg2kv.sync (name, relation, key_columns, columns, collect, shards, shard_key)
     values (watch.sync, watch.relation, watch.key, watch.columns, watch.collect, watch.shards, primary_key)
@@ -913,9 +926,7 @@ declare
   label text := pg2kv.related_label(sync, name);
   key text[];
   recorded text := 'jsonb_build_object(''related'', %L, ''values'', %s)';
-  one_table regclass;
   settings text;
-  changed text;
   wrong text;
 begin
   if not pg_has_role('pg2kv_owner', 'usage') then
@@ -1053,33 +1064,8 @@ $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expressio
   execute format('comment on function pg2kv.capture_%s() is %L', label,
                  format('Records which documents of the sync %s changed rows of %s concern', sync, relation));
 
-  -- As in watch(), which says why.
-  select case when watch_related.columns is null
-      then 'record_image_ne(old, new)'
-      else format('record_image_ne(row(%s), row(%s))',
-                  string_agg(format('old.%I', c), ', '), string_agg(format('new.%I', c), ', '))
-    end
-    into changed
-    from (select distinct c from unnest(wanted.match_to || watch_related.columns) c order by c) watched (c);
-  execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
-    for each row execute function pg2kv.capture_%1$s()', label, relation);
-  execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
-    for each row when (%3$s) execute function pg2kv.capture_%1$s()', label, relation, changed);
-  execute format('comment on trigger zzz_pg2kv_%1$s_row on %2$s is %3$L', label, relation,
-                 'pg2kv: records which documents the row concerns');
-  execute format('comment on trigger zzz_pg2kv_%1$s_update on %2$s is %3$L', label, relation,
-                 'pg2kv: records which documents the row concerns, the old one and the new one');
-  foreach one_table in array array(select pg2kv.tables_of(relation)) loop
-    execute format('create or replace trigger zzz_pg2kv_%1$s_truncate after truncate on %2$s
-      for each statement execute function pg2kv.capture_%1$s()', label, one_table);
-    execute format('comment on trigger zzz_pg2kv_%1$s_truncate on %2$s is %3$L', label, one_table,
-                   'pg2kv: records that every key is to be looked at again');
-    execute format('alter table %2$s
-      enable always trigger zzz_pg2kv_%1$s_row,
-      enable always trigger zzz_pg2kv_%1$s_update,
-      enable always trigger zzz_pg2kv_%1$s_truncate', label, one_table);
-  end loop;
-  perform pg2kv.drop_triggers(label, array(select pg2kv.tables_of(relation)));
+  perform pg2kv.put_triggers(label, relation, wanted.match_to || watch_related.columns, watch_related.columns is null,
+                             'which documents the row concerns');
 
   insert into pg2kv.related (sync, name, relation, match_from, match_to, columns, direct)
     values (watch_related.sync, watch_related.name, watch_related.relation, wanted.match_from, wanted.match_to,

@@ -88,6 +88,22 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     }
 }
 
+/// The syncs of the configuration, or the one that is named.
+fn syncs(
+    config: &crate::config::Config,
+    wanted: Option<&str>,
+) -> Result<Vec<crate::daemon::SyncSpec>, Failure> {
+    let mut syncs = config.daemon_settings().syncs;
+    if let Some(wanted) = wanted {
+        syncs.retain(|sync| sync.source.name == wanted);
+        if syncs.is_empty() {
+            let names = config.syncs.iter().map(|sync| sync.watch.sync.as_str());
+            return Err(Failure::unknown_sync(wanted, names));
+        }
+    }
+    Ok(syncs)
+}
+
 /// The client of Workers KV.
 fn kv_client(config: &crate::config::Config) -> Result<KvClient, Failure> {
     KvClient::new(config.sink_settings()).map_err(|error| Failure::Other {

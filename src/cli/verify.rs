@@ -30,14 +30,7 @@ const SAMPLES_MAX: usize = 20;
 
 pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<ExitCode, Failure> {
     let config = config::load(files, std::env::vars_os())?;
-    let mut syncs = config.daemon_settings().syncs;
-    if let Some(wanted) = &args.sync {
-        syncs.retain(|sync| sync.source.name == *wanted);
-        if syncs.is_empty() {
-            let names = config.syncs.iter().map(|sync| sync.watch.sync.as_str());
-            return Err(Failure::unknown_sync(wanted, names));
-        }
-    }
+    let syncs = super::syncs(&config, args.sync.as_deref())?;
     let kv = kv_client(&config)?;
     let settings = config.source_settings();
     let auditor = Auditor::connect(&settings).await?;

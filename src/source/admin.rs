@@ -270,22 +270,7 @@ impl Admin {
     /// # Errors
     /// There is no schema, or the role may not read it.
     pub async fn leader(&self) -> Result<Option<Leader>, Error> {
-        let lease = self.settings.sql(LEASE);
-        let class = i64::from(LOCK_CLASS);
-        let schema: [&(dyn ToSql + Sync); 2] = [&class, &self.settings.schema];
-        let row = self.link.client().query_opt(&lease, &schema);
-        let row = self
-            .link
-            .call("reading who leads", 2, Place::Own, row)
-            .await?;
-        Ok(row.and_then(|row| {
-            Some(Leader {
-                holder: row.get::<_, Option<String>>(0)?,
-                epoch: row.get(1),
-                since: row.get(2),
-                alive: row.get(3),
-            })
-        }))
+        leader(&self.link, &self.settings).await
     }
 
     /// Reads who leads and what waits.

@@ -45,14 +45,7 @@ pub(super) async fn execute(files: &[PathBuf], args: &ExplainArgs) -> Result<Exi
     let name = KvName::new(args.key.as_str())
         .map_err(|poison| Failure::usage(format!("KEY cannot be used: {}", poison.detail)))?;
     let config = config::load(files, std::env::vars_os())?;
-    let mut syncs = config.daemon_settings().syncs;
-    if let Some(wanted) = &args.sync {
-        syncs.retain(|sync| sync.source.name == *wanted);
-        if syncs.is_empty() {
-            let names = config.syncs.iter().map(|sync| sync.watch.sync.as_str());
-            return Err(Failure::unknown_sync(wanted, names));
-        }
-    }
+    let syncs = super::syncs(&config, args.sync.as_deref())?;
     let kv = super::kv_client(&config)?;
     let auditor = Auditor::connect(&config.source_settings()).await?;
     let mut told = Vec::new();
