@@ -4,6 +4,7 @@
 //! A value that went through a constructor here is valid from then on and is not checked again.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,32 +31,40 @@ pub const KV_TTL_MIN_SECONDS: u32 = 60;
 
 /// A moment on a monotonic clock that counts suspend, as time since an arbitrary origin.
 ///
-/// Pure code receives it as an argument; only the daemon's loop reads the clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mono(Duration);
+/// Pure code receives it as an argument; only the daemon's loop reads the clock. Nanoseconds, plus
+/// one: so an `Option` of it takes no more room, and the queue holds many. Ends after 584 years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mono(NonZeroU64);
 
 impl Mono {
     /// The origin of the clock.
-    pub const ZERO: Self = Self(Duration::ZERO);
+    pub const ZERO: Self = Self(NonZeroU64::MIN);
 
     /// The moment `since_origin` after the origin.
-    pub const fn from_origin(since_origin: Duration) -> Self {
-        Self(since_origin)
+    pub fn from_origin(since_origin: Duration) -> Self {
+        Self::ZERO + since_origin
     }
 
     /// Time since the origin.
-    pub const fn since_origin(self) -> Duration {
-        self.0
+    pub fn since_origin(self) -> Duration {
+        self.since(Self::ZERO)
     }
 
     /// Time from `earlier` to `self`, zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
     }
 
     /// The moment `by` before `self`, not before the origin.
     pub fn before(self, by: Duration) -> Self {
-        Self(self.0.saturating_sub(by))
+        let nanos = self.0.get().saturating_sub(nanos(by));
+        NonZeroU64::new(nanos).map_or(Self::ZERO, Self)
+    }
+}
+
+impl Default for Mono {
+    fn default() -> Self {
+        Self::ZERO
     }
 }
 
@@ -63,8 +72,12 @@ impl std::ops::Add<Duration> for Mono {
     type Output = Self;
 
     fn add(self, by: Duration) -> Self {
-        Self(self.0.saturating_add(by))
+        Self(self.0.saturating_add(nanos(by)))
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Position of a sync in the checked configuration.

@@ -151,9 +151,10 @@ struct Audit<'a, P, T> {
 
 impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
     async fn run(&mut self) -> Result<(), Error> {
+        let before = self.auditor.waiting(self.target.source).await?;
         let (left, mut first) = self.first_round().await?;
         if first.is_cut() {
-            return self.judge_by_numbers(first).await;
+            return self.judge_by_numbers(first, before).await;
         }
         self.drop_pending(&mut first).await?;
         if self.report.undecided || (left.is_empty() && first.is_empty()) {
@@ -185,13 +186,14 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
     }
 
     /// More differ than can be told apart. If changes on their way and dead letters do not explain
-    /// most of it, the two have drifted, and no key is needed to mend that.
-    async fn judge_by_numbers(&mut self, first: Differences) -> Result<(), Error> {
+    /// most of it, the two have drifted, and no key is needed to mend that. A backlog may have drained
+    /// since its pairs were listed: what waited `before` that counts as well.
+    async fn judge_by_numbers(&mut self, first: Differences, before: u64) -> Result<(), Error> {
         let source = self.target.source;
         let (mut waiting, mut dead) = (0_u64, 0_u64);
         let every = self.auditor.pending(source, |_| waiting += 1).await?;
         self.auditor.letters(source, |_| dead += 1).await?;
-        if every || waiting + dead > first.len() / 2 {
+        if every || before.max(waiting) + dead > first.len() / 2 {
             self.report.undecided = true;
             self.report.pending = first.len();
         } else {

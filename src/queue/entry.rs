@@ -1,8 +1,8 @@
 //! What the queue knows of one key, and when that key is due. Pure.
 
-use super::Settings;
 use super::backoff::{self, Backoff};
-use crate::change::{ClaimId, Key, Mono, OutboxId, SyncId};
+use super::{OutboxIds, Settings};
+use crate::change::{ClaimId, Key, Mono, SyncId};
 
 /// The changes that wait for the next write of a key.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(super) struct Dirty {
     pub(super) at_once: bool,
     /// One of them asks for a write whatever is known.
     pub(super) again: bool,
-    pub(super) ids: Vec<OutboxId>,
+    pub(super) ids: OutboxIds,
 }
 
 /// What only a key in trouble needs to remember.

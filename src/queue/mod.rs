@@ -14,11 +14,18 @@ mod held;
 mod resolve;
 pub mod seen;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
+
+use hashbrown::HashTable;
+use smallvec::{SmallVec, smallvec};
 
 use self::entry::{Dirty, Entry, Trouble};
 use crate::change::{ClaimId, Key, Mono, OutboxId, SyncId};
+
+/// Rows of the outbox that speak of one key: mostly one, and then without room of its own.
+pub type OutboxIds = SmallVec<[OutboxId; 2]>;
 
 /// Outbox rows that one waiting key may hold before all but the oldest are called redundant.
 const IDS_PER_KEY_MAX: usize = 1_000;
@@ -63,7 +70,7 @@ pub struct Taken {
     /// The key.
     pub key: Key,
     /// Outbox rows that say it changed. Empty for a retry: its claim holds it.
-    pub ids: Vec<OutboxId>,
+    pub ids: OutboxIds,
 }
 
 /// What a try to write a key came to.
@@ -108,7 +115,9 @@ pub struct Queue {
     settings: Settings,
     entries: Vec<Option<Entry>>,
     vacant: Vec<Slot>,
-    index: HashMap<(SyncId, Key), Slot>,
+    /// By sync and key, which stand in the entry.
+    index: HashTable<Slot>,
+    hasher: RandomState,
     /// By sync, so that a sync on hold costs the others nothing.
     due: Vec<BTreeSet<(Mono, Slot)>>,
     /// Keys that are idle but were written less than `key_interval` ago.
@@ -125,9 +134,11 @@ impl Queue {
     pub fn new(settings: Settings, syncs: usize) -> Self {
         Self {
             settings,
-            entries: Vec::new(),
+            // Pages that nothing touches cost nothing.
+            entries: Vec::with_capacity(settings.keys_max),
             vacant: Vec::new(),
-            index: HashMap::new(),
+            index: HashTable::new(),
+            hasher: RandomState::new(),
             due: (0..syncs).map(|_| BTreeSet::new()).collect(),
             cooling: VecDeque::new(),
             redundant: Vec::new(),
@@ -203,7 +214,7 @@ impl Queue {
                     last: changed_at,
                     at_once: leading && idle,
                     again: false,
-                    ids: vec![id],
+                    ids: smallvec![id],
                 });
                 Offered::New
             }
@@ -222,7 +233,7 @@ impl Queue {
             .dirty
             .as_mut()
             .filter(|dirty| dirty.ids.len() > IDS_PER_KEY_MAX)
-            .map(|dirty| dirty.ids.split_off(1));
+            .map(|dirty| dirty.ids.drain(1..).collect::<Vec<_>>());
         self.redundant.extend(redundant.into_iter().flatten());
         self.reindex(slot);
         offered
@@ -233,7 +244,7 @@ impl Queue {
     /// It is the next try that must write. One that is in flight now may have been sent before KV
     /// was seen to differ, so its proof does not count.
     pub fn insist(&mut self, sync: SyncId, key: &Key) {
-        let slot = self.index.get(&(sync, key.clone())).copied();
+        let slot = self.find(self.hash(sync, key), sync, key);
         if let Some(entry) = slot.and_then(|slot| self.entry_mut(slot))
             && let Some(dirty) = &mut entry.dirty
         {
@@ -348,7 +359,7 @@ impl Queue {
     }
 
     /// Puts a taken key back whose claim was not made: the outbox still has its rows.
-    pub fn give_back(&mut self, slot: Slot, ids: Vec<OutboxId>, at: Mono) {
+    pub fn give_back(&mut self, slot: Slot, ids: OutboxIds, at: Mono) {
         let Some(entry) = self.entry_mut(slot) else {
             return;
         };
@@ -434,12 +445,13 @@ impl Queue {
     }
 
     fn slot_of(&mut self, sync: SyncId, key: Key) -> Slot {
-        if let Some(slot) = self.index.get(&(sync, key.clone())) {
-            return *slot;
+        let hash = self.hash(sync, &key);
+        if let Some(slot) = self.find(hash, sync, &key) {
+            return slot;
         }
         let entry = Entry {
             sync,
-            key: key.clone(),
+            key,
             dirty: None,
             in_flight: false,
             outdated: false,
@@ -466,8 +478,29 @@ impl Queue {
                 slot
             }
         };
-        self.index.insert((sync, key), slot);
+        let Self {
+            index,
+            entries,
+            hasher,
+            ..
+        } = self;
+        index.insert_unique(hash, slot, |other| {
+            let entry = entries[other.0 as usize].as_ref();
+            entry.map_or(0, |entry| hasher.hash_one((entry.sync, &entry.key)))
+        });
         slot
+    }
+
+    fn hash(&self, sync: SyncId, key: &Key) -> u64 {
+        self.hasher.hash_one((sync, key))
+    }
+
+    fn find(&self, hash: u64, sync: SyncId, key: &Key) -> Option<Slot> {
+        let slot = self.index.find(hash, |slot| {
+            self.entry(*slot)
+                .is_some_and(|entry| entry.sync == sync && entry.key == *key)
+        });
+        slot.copied()
     }
 
     fn entry(&self, slot: Slot) -> Option<&Entry> {
@@ -534,7 +567,10 @@ impl Queue {
 
     fn remove(&mut self, slot: Slot) {
         if let Some(entry) = self.entries.get_mut(slot.0 as usize).and_then(Option::take) {
-            self.index.remove(&(entry.sync, entry.key));
+            let hash = self.hash(entry.sync, &entry.key);
+            if let Ok(found) = self.index.find_entry(hash, |other| *other == slot) {
+                found.remove();
+            }
             self.vacant.push(slot);
         }
     }

@@ -4,7 +4,7 @@
 //! Forgetting is always safe: it costs one write. Remembering wrongly is not, so whoever doubts a
 //! write must [`Seen::forget`] it.
 
-use std::collections::HashMap;
+use hashbrown::HashTable;
 
 use crate::change::{ContentHash, Key, SyncId};
 
@@ -22,8 +22,14 @@ pub enum Content {
 #[derive(Debug)]
 pub struct Seen {
     max: usize,
-    young: HashMap<u128, Content>,
-    old: HashMap<u128, Content>,
+    young: HashTable<Entry>,
+    old: HashTable<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    id: u128,
+    content: u128,
 }
 
 impl Seen {
@@ -31,15 +37,16 @@ impl Seen {
     pub fn new(max: usize) -> Self {
         Self {
             max,
-            young: HashMap::new(),
-            old: HashMap::new(),
+            young: HashTable::new(),
+            old: HashTable::new(),
         }
     }
 
     /// Whether `content` is what was last proven to stand there.
     pub fn is(&self, sync: SyncId, key: &Key, content: Content) -> bool {
         let id = id(sync, key);
-        self.young.get(&id).or_else(|| self.old.get(&id)) == Some(&content)
+        let known = find(&self.young, id).or_else(|| find(&self.old, id));
+        known.is_some_and(|entry| entry.content == code(content))
     }
 
     /// Notes a proven write.
@@ -47,14 +54,26 @@ impl Seen {
         if self.young.len() >= self.max / 2 {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(id(sync, key), content);
+        let new = Entry {
+            id: id(sync, key),
+            content: code(content),
+        };
+        let entry = self.young.entry(
+            hash(new.id),
+            |entry| entry.id == new.id,
+            |entry| hash(entry.id),
+        );
+        entry.insert(new);
     }
 
     /// Drops what is known of a key.
     pub fn forget(&mut self, sync: SyncId, key: &Key) {
         let id = id(sync, key);
-        self.young.remove(&id);
-        self.old.remove(&id);
+        for table in [&mut self.young, &mut self.old] {
+            if let Ok(found) = table.find_entry(hash(id), |entry| entry.id == id) {
+                found.remove();
+            }
+        }
     }
 
     /// Drops everything.
@@ -73,6 +92,23 @@ fn id(sync: SyncId, key: &Key) -> u128 {
     let mut id = [0; 16];
     hasher.finalize_xof().fill(&mut id);
     u128::from_le_bytes(id)
+}
+
+fn find(table: &HashTable<Entry>, id: u128) -> Option<&Entry> {
+    table.find(hash(id), |entry| entry.id == id)
+}
+
+/// The id is a hash already.
+fn hash(id: u128) -> u64 {
+    (id >> 64) as u64
+}
+
+/// Half the room of a [`Content`]. That a hash is zero is as likely as that two are equal.
+fn code(content: Content) -> u128 {
+    match content {
+        Content::Present(hash) => hash.0,
+        Content::Absent => 0,
+    }
 }
 
 #[cfg(test)]

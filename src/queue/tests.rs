@@ -159,7 +159,7 @@ fn what_was_not_claimed_goes_back_with_its_rows() {
     assert_eq!(queue.in_flight(), 0);
     assert_eq!(queue.due_at(SYNC), Some(at(300)));
     let again = take_one(&mut queue, 300);
-    assert_eq!(again.ids, [OutboxId(1), OutboxId(7)]);
+    assert_eq!(again.ids[..], [OutboxId(1), OutboxId(7)]);
     let resolved = queue.resolve(at(350), again.slot, written(300), 0.5);
     assert_eq!(resolved.unwrap().waited, Some(Duration::from_millis(350)));
 }
@@ -169,7 +169,7 @@ fn a_backfill_key_that_was_not_claimed_leaves_nothing_behind() {
     let mut queue = queue(SETTINGS);
     let slot = queue.take_idle(SYNC, &key(1)).unwrap();
     assert_eq!(queue.take_idle(SYNC, &key(1)), None, "it is in flight");
-    queue.give_back(slot, Vec::new(), at(500));
+    queue.give_back(slot, OutboxIds::new(), at(500));
     assert!(queue.is_empty());
 }
 
@@ -180,7 +180,7 @@ fn a_key_that_a_backfill_gives_back_keeps_its_interval() {
     let slot = take_one(&mut queue, 100).slot;
     queue.resolve(at(200), slot, written(100), 0.5);
     let slot = queue.take_idle(SYNC, &key(1)).unwrap();
-    queue.give_back(slot, Vec::new(), at(5_000));
+    queue.give_back(slot, OutboxIds::new(), at(5_000));
     offer(&mut queue, 300, 1, 2);
     assert_eq!(queue.due_at(SYNC), Some(at(1_200)));
 }
@@ -251,7 +251,7 @@ fn redundant_rows_go_and_the_oldest_stays() {
     }
     assert_eq!(queue.take_redundant().len(), IDS_PER_KEY_MAX);
     assert!(queue.take_redundant().is_empty());
-    assert_eq!(take_one(&mut queue, 1_000).ids, [OutboxId(1)]);
+    assert_eq!(take_one(&mut queue, 1_000).ids[..], [OutboxId(1)]);
 }
 
 #[test]
@@ -260,7 +260,10 @@ fn a_late_commit_with_a_smaller_id_is_kept_in_order() {
     offer(&mut queue, 0, 1, 5);
     offer(&mut queue, 10, 1, 3);
     assert_eq!(offer(&mut queue, 20, 1, 5), Offered::Repeated);
-    assert_eq!(take_one(&mut queue, 110).ids, [OutboxId(3), OutboxId(5)]);
+    assert_eq!(
+        take_one(&mut queue, 110).ids[..],
+        [OutboxId(3), OutboxId(5)]
+    );
 }
 
 /// What the model knows of a key.
@@ -367,7 +370,7 @@ proptest! {
                         let (first, ids) = dirty.map(|(first, _, _, ids)| (first, ids)).unzip();
                         entry.waiting_since = entry.waiting_since.into_iter().chain(first).min();
                         entry.taken = ids.unwrap_or_default();
-                        prop_assert_eq!(&one.ids, &entry.taken);
+                        prop_assert_eq!(&one.ids[..], &entry.taken[..]);
                     }
                 }
                 Op::Written { which, took } => if let Some(n) = pick(which) {
@@ -407,7 +410,7 @@ proptest! {
                     let at = now + Duration::from_millis(wait);
                     let since = entry.waiting_since.unwrap();
                     let ids = std::mem::take(&mut entry.taken);
-                    queue.give_back(entry.slot.take().unwrap(), ids.clone(), at);
+                    queue.give_back(entry.slot.take().unwrap(), ids.clone().into(), at);
                     let (first, last, at_once, mut all) = entry.dirty.take().unwrap_or((since, since, false, Vec::new()));
                     all.extend(ids);
                     all.sort_unstable();

@@ -35,6 +35,11 @@ const PENDING: &str = "\
     union all select null from pg2kv.backfill where sync = $1
     union all select null from pg2kv.sync where name = $1 and backfilled_at is null";
 
+/// How many keys that is at the most: a key counts as often as it stands there.
+const WAITING: &str = "\
+    select (select count(*) from pg2kv.outbox where sync = $1)
+      + (select coalesce(sum(cardinality(keys)), 0)::bigint from pg2kv.claim where sync = $1)";
+
 /// Keys to be written again; a NULL among them is all keys.
 const AGAIN: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
@@ -146,6 +151,21 @@ impl Auditor {
     /// `Connection`, `Transient`, `Refused`.
     pub async fn pending(&self, sync: &SyncSource, tell: impl FnMut(&str)) -> Result<bool, Error> {
         self.keys("reading what waits", PENDING, sync, tell).await
+    }
+
+    /// How many changes of the sync stand in the outbox or in a claim.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`.
+    pub async fn waiting(&self, sync: &SyncSource) -> Result<u64, Error> {
+        let sql = self.settings.sql(WAITING);
+        let of: [&(dyn ToSql + Sync); 1] = [&sync.name];
+        let row = self.link.client().query_one(&sql, &of);
+        let row = self
+            .link
+            .call("counting what waits", 2, Place::Own, row)
+            .await?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
     /// Tells each key of the sync that has a dead letter.

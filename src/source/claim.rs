@@ -19,17 +19,22 @@ use tokio_postgres::types::ToSql;
 use super::error::{Error, Kind, Place};
 use super::link::Link;
 use super::rows::Plan;
+use super::runs::runs;
 use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
 use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{BackfillStep, ClaimRequest, Walked};
 
-/// `$5` is the step of a backfill: none, rows, keys, enter or done.
+/// `$2` and `$9` are the runs of the outbox rows to delete: the server looks each run up once, and
+/// `offset 0` leaves the planner no other way. `$5` is the step of a backfill: none, rows, keys, enter
+/// or done.
 const CLAIM: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
     gone as (
-      delete from pg2kv.outbox as o using unnest($2::int8[]) as u(id)
-      where o.id = u.id and exists (select from fence)
+      delete from pg2kv.outbox where exists (select from fence) and ctid = any (array(
+        select o.ctid from unnest($2::int8[], $9::int8[]) as r(low, high) cross join lateral (
+          select k.ctid from pg2kv.outbox as k where k.id between r.low and r.high order by k.id offset 0
+        ) as o))
     ),
     claimed as (
       insert into pg2kv.claim (epoch, sync, keys)
@@ -226,7 +231,7 @@ impl Reader {
         step: Option<&BackfillStep>,
     ) -> Result<Option<ClaimId>, Error> {
         let doing = "claiming keys";
-        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let (low, high) = runs(ids.iter().copied());
         let (step, position, cursor, done) = match step {
             None => ("none", None, None, None),
             Some(BackfillStep::Rows { position, done }) => {
@@ -245,7 +250,7 @@ impl Reader {
             .query_one(
                 &self.claim,
                 &[
-                    &epoch.0, &ids, &sync.name, &keys, &step, &position, &cursor, &done,
+                    &epoch.0, &low, &sync.name, &keys, &step, &position, &cursor, &done, &high,
                 ],
             )
             .await

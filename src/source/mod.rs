@@ -34,6 +34,7 @@ mod outbox;
 mod recover;
 pub mod retired;
 mod rows;
+mod runs;
 pub mod session;
 mod settle;
 mod tls;

@@ -15,6 +15,7 @@ use super::error::{Error, Kind, Place};
 use super::frontier::{Frontier, Holder, Range};
 use super::link::Link;
 use super::marker;
+use super::runs::runs;
 use crate::change::{Change, Epoch, OutboxId, SyncId};
 use crate::ledger::{FetchMode, Fetched};
 
@@ -59,8 +60,10 @@ const DRAWN: &str = "\
 const COMPACT: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
     gone as (
-      delete from pg2kv.outbox as o using unnest($2::int8[]) as u(id)
-      where o.id = u.id and exists (select from fence)
+      delete from pg2kv.outbox where exists (select from fence) and ctid = any (array(
+        select o.ctid from unnest($2::int8[], $3::int8[]) as r(low, high) cross join lateral (
+          select k.ctid from pg2kv.outbox as k where k.id between r.low and r.high order by k.id offset 0
+        ) as o))
     )
     select exists (select from fence)";
 
@@ -293,13 +296,14 @@ impl Outbox {
         ids: &[OutboxId],
     ) -> Result<(), Error> {
         let doing = "deleting redundant rows of the outbox";
-        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let (low, high) = runs(ids.iter().copied());
         let row = link
             .call(
                 doing,
                 1,
                 Place::Own,
-                link.client().query_one(&self.compact, &[&epoch.0, &ids]),
+                link.client()
+                    .query_one(&self.compact, &[&epoch.0, &low, &high]),
             )
             .await?;
         if row.get(0) {

@@ -4,13 +4,17 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pg2kv::change::{Batch, ContentHash, Document, Expiry, KvName, Outcome, Value, fingerprint};
+use pg2kv::audit::{self, Pace, Target};
+use pg2kv::change::{
+    Answer, Batch, ContentHash, Document, Expiry, KvName, Outcome, Value, fingerprint,
+};
 use pg2kv::document::content_hash;
 use pg2kv::emulator::faults::Fault;
 use pg2kv::emulator::pair::Pair;
 use pg2kv::sink::kv::KvClient;
 use pg2kv::sink::setup::{NamespaceId, Settings};
 use pg2kv::sink::token::TokenSource;
+use pg2kv::source::audit::Auditor;
 use serde_json::json;
 
 use super::{DEADLINE, ID, Place, until};
@@ -250,4 +254,44 @@ async fn a_listing_is_asked_for_again_and_then_given_up() {
         super::text_of(&unknown.stderr),
         "error: no sync is named \"itme\"\n  help: the configuration has item\n"
     );
+}
+
+/// Lets a comparison go on once the outbox has been emptied: what waited when it began was written
+/// only after its names were listed.
+struct DrainedMeanwhile<'a>(&'a Place);
+
+impl Pace for DrainedMeanwhile<'_> {
+    async fn page(&mut self, _: Option<&Answer>) {
+        self.0.sql("delete from pg2kv.outbox").await;
+    }
+
+    async fn again(&mut self) {
+        unreachable!("more differ than can be looked at again")
+    }
+}
+
+#[tokio::test]
+async fn a_backlog_that_drains_meanwhile_is_no_drift() {
+    let place = Place::new("drained", TABLE, SYNC).await;
+    // As if a daemon had walked the table while it was empty.
+    place
+        .sql("delete from pg2kv.backfill; update pg2kv.sync set backfilled_at = now()")
+        .await;
+    place
+        .sql("insert into item select n, 1 from generate_series(1, 100001) n")
+        .await;
+    let config = pg2kv::config::load(std::slice::from_ref(&place.config), []).unwrap();
+    let kv = KvClient::new(config.sink_settings()).unwrap();
+    let auditor = Auditor::connect(&config.source_settings()).await.unwrap();
+    let syncs = config.daemon_settings().syncs;
+    let target = Target {
+        source: &syncs[0].source,
+        template: &syncs[0].template,
+        namespace: &syncs[0].namespace,
+    };
+    let report = audit::compare(&auditor, &kv, &target, DrainedMeanwhile(&place), |_| {})
+        .await
+        .unwrap();
+    assert!(report.undecided, "{report:?}");
+    assert_eq!((report.pending, report.missing), (100_001, 0));
 }

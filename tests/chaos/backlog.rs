@@ -15,8 +15,8 @@ use tokio::process::Child;
 
 use super::NOTES;
 use crate::support::process::{Process, command};
-use crate::support::wait::{DEADLINE, say};
-use crate::support::world::{ACCOUNT, NAMESPACE, Plan, Settings, TOKEN, World};
+use crate::support::wait::{self, DEADLINE, say};
+use crate::support::world::{ACCOUNT, NAMESPACE, Settings, TOKEN, World};
 
 /// What the process may have resident at any moment.
 const RESIDENT_MAX_KIB: u64 = 128 * 1024;
@@ -31,17 +31,24 @@ const REQUEST_MS: u64 = 500;
 #[tokio::test]
 async fn a_backlog_of_any_size_drains_in_little_memory() {
     let rows = std::env::var("PG2KV_BACKLOG_ROWS").map_or(ROWS, |text| text.parse().unwrap());
-    let world = World::start(Plan {
-        sql: String::leak(format!(
-            "create table public.note (id int primary key, text text not null);
-             insert into public.note select n, 'first' from generate_series(1, {rows}) n"
-        )),
-        ..NOTES
+    let world = World::start(NOTES).await;
+    let kv = Kv::start().await;
+    let settings = settings(&world, &kv);
+    // A daemon walks the empty table, so the sync is known: what is to be seen is the outbox.
+    let daemon = world.daemon_with("first", &settings);
+    let unknown =
+        "select count(*) from pg2kv.sync where backfilled_at is null or configured is null";
+    wait::until("the empty table to be walked", async || {
+        (world.number(unknown).await == 0).then_some(())
     })
     .await;
-    // As if an earlier daemon had walked the table: what is to be seen is the outbox.
+    daemon.stop().await;
     world
-        .sql("delete from pg2kv.outbox; update pg2kv.sync set backfilled_at = now()")
+        .sql(&format!(
+            "alter table public.note disable trigger zzz_pg2kv_note_row;
+             insert into public.note select n, 'first' from generate_series(1, {rows}) n;
+             alter table public.note enable always trigger zzz_pg2kv_note_row"
+        ))
         .await;
     let began = Instant::now();
     let update = format!("update public.note set text = 'text ' || id % {CONTENTS}");
@@ -56,8 +63,7 @@ async fn a_backlog_of_any_size_drains_in_little_memory() {
         size / 1_048_576
     ));
 
-    let kv = Kv::start().await;
-    let daemon = world.daemon_with("backlog", &settings(&world, &kv));
+    let daemon = world.daemon_with("backlog", &settings);
     let began = Instant::now();
     drained(&daemon, rows).await;
     world.quiet().await;

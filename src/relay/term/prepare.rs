@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use super::{Shared, Term, sync_id};
-use crate::change::{ClaimId, ContentHash, Mono, OutboxId, Poison, PoisonReason, Rendered, SyncId};
+use crate::change::{ClaimId, ContentHash, Mono, Poison, PoisonReason, Rendered, SyncId};
 use crate::ledger::{BackfillStep, ClaimRequest, Failure, FailureKind};
-use crate::queue::Slot;
 use crate::queue::budget::Budget;
+use crate::queue::{OutboxIds, Slot};
 use crate::relay::holds::Pass;
 use crate::relay::{BatchId, Effect, HoldReason, Notice, Settings, backfills, ends_term};
 
@@ -18,7 +18,7 @@ const PROBE_PAIRS: usize = 100;
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) slot: Slot,
-    pub(super) ids: Vec<OutboxId>,
+    pub(super) ids: OutboxIds,
     /// Hash that KV's metadata carries, where a sweep saw it.
     pub(super) listed: Option<ContentHash>,
 }
@@ -28,7 +28,7 @@ impl Item {
     pub(super) fn claimed(slot: Slot) -> Self {
         Self {
             slot,
-            ids: Vec::new(),
+            ids: OutboxIds::new(),
             listed: None,
         }
     }

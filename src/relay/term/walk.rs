@@ -4,6 +4,7 @@ use super::prepare::Item;
 use super::{Shared, Term, sync_id};
 use crate::change::{ContentHash, Key, Mono, SyncId};
 use crate::ledger::{Backfill, BackfillStep, Examined, Failure, FailureKind, Walked};
+use crate::queue::OutboxIds;
 use crate::relay::backfills::{self, Next};
 use crate::relay::{Effect, HoldReason, Notice, SweepFailure, Swept};
 
@@ -261,7 +262,7 @@ impl Term {
                 let slot = self.queue.take_idle(sync, &key)?;
                 Some(Item {
                     slot,
-                    ids: Vec::new(),
+                    ids: OutboxIds::new(),
                     listed,
                 })
             })
