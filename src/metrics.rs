@@ -6,7 +6,7 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Kind of a metric, for descriptions and the reference in the README.
+/// Kind of a metric, for descriptions and the reference in `deploy/metrics.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// Only grows.
@@ -17,7 +17,7 @@ pub enum Type {
     Histogram,
 }
 
-/// A metric as it is described to Prometheus and in the README.
+/// A metric as it is described to Prometheus and in `deploy/metrics.md`.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
     /// Name, base unit and `_total` included.

@@ -1,6 +1,8 @@
 //! The rules of the house that machines can hold: imports run one way, documents say what the code
 //! does, files stay small.
 
+mod links;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -241,8 +243,8 @@ fn nothing_is_left_to_do_and_no_test_is_skipped_or_sleeps() {
 }
 
 #[test]
-fn the_readme_lists_every_metric() {
-    let readme = read("README.md");
+fn the_reference_lists_every_metric() {
+    let reference = read("deploy/metrics.md");
     for metric in ALL {
         let kind = match metric.kind {
             Type::Counter => "counter",
@@ -260,22 +262,25 @@ fn the_readme_lists_every_metric() {
             labels.join(", "),
             metric.help
         );
-        assert!(readme.contains(&row), "README.md lacks this row:\n{row}");
+        assert!(
+            reference.contains(&row),
+            "deploy/metrics.md lacks this row:\n{row}"
+        );
     }
-    let listed = readme
+    let listed = reference
         .lines()
         .filter(|line| line.starts_with("| `pg2kv_") && line.matches(" | ").count() == 3)
         .count();
     assert_eq!(
         listed,
         ALL.len(),
-        "README.md lists metrics that there are not"
+        "deploy/metrics.md lists metrics that there are not"
     );
 }
 
 #[test]
-fn the_readme_lists_every_configuration_key() {
-    let readme = read("README.md");
+fn the_reference_lists_every_configuration_key() {
+    let reference = read("deploy/configuration.md");
     let example = read("deploy/pg2kv.example.toml");
     let mut section = String::new();
     let mut count = 0;
@@ -298,7 +303,10 @@ fn the_readme_lists_every_configuration_key() {
         {
             count += 1;
             let named = format!("`{section}.{key}`");
-            assert!(readme.contains(&named), "README.md does not name {named}");
+            assert!(
+                reference.contains(&named),
+                "deploy/configuration.md does not name {named}"
+            );
         }
     }
     assert!(

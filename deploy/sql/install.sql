@@ -187,6 +187,8 @@ create table if not exists pg2kv.dead_letter (
 );
 -- By hash: a key may be longer than an index entry can be, which may be just why it is here.
 create unique index if not exists dead_letter_key on pg2kv.dead_letter (sync, md5(key::text));
+-- Without a primary key the daemon's deletes would fail under a publication FOR ALL TABLES.
+alter table pg2kv.dead_letter replica identity full;
 comment on table pg2kv.dead_letter is 'Keys that cannot be written as they are; a new change of the row tries again';
 
 create table if not exists pg2kv.backfill (

@@ -61,6 +61,7 @@ fn every_page_says_what_it_means_whom_it_hurts_how_to_look_and_what_to_do() {
         }
         for link in page.split("](").skip(1) {
             let (target, _) = link.split_once(')').unwrap();
+            let target = target.split_once('#').map_or(target, |(file, _)| file);
             assert!(
                 path("deploy/runbooks").join(target).is_file(),
                 "{name} links to {target}"

@@ -13,6 +13,7 @@ on_both_servers!(
     another_schema_name_stands_beside_the_default_one,
     a_role_that_may_create_roles_can_do_it_all,
     a_newer_schema_is_left_alone,
+    a_publication_of_all_tables_leaves_the_daemon_its_deletes,
 );
 
 /// Everything that a kit makes, with owners and privileges.
@@ -192,4 +193,19 @@ async fn a_newer_schema_is_left_alone(server: Server) {
         text(&admin, "select to_regproc('pg2kv.resync')::text").await,
         "null"
     );
+}
+
+/// Such a publication makes the server refuse deletes from a table whose rows it could not name.
+async fn a_publication_of_all_tables_leaves_the_daemon_its_deletes(server: Server) {
+    let (_db, admin) = with_kit(server).await;
+    run(&admin, "create publication everything for all tables").await;
+    let tables = super::texts(
+        &admin,
+        "select tablename::text from pg_tables where schemaname = 'pg2kv'",
+    )
+    .await;
+    assert!(tables.len() > 8, "{tables:?}");
+    for table in tables {
+        run(&admin, &format!("delete from pg2kv.{table}")).await;
+    }
 }

@@ -3,6 +3,7 @@
 // Clippy takes these for code outside tests.
 
 mod capture;
+mod documented;
 mod install;
 mod kinds;
 mod related;
