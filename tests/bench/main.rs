@@ -8,12 +8,16 @@
 // Clippy takes these for code outside tests.
 #![allow(clippy::unwrap_used)]
 
+mod bulk;
 mod machine;
+mod pgbench;
 mod report;
 mod rounds;
+mod stage;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod support;
+mod writers;
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -33,7 +37,16 @@ struct Part {
 }
 
 /// In this order. What measures the database comes first.
-const PARTS: &[Part] = &[];
+const PARTS: &[Part] = &[
+    Part {
+        name: "writers",
+        run: |context, report| writers::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "bulk",
+        run: |context, report| bulk::run(context, report).boxed_local(),
+    },
+];
 
 /// What every part is told.
 pub(crate) struct Context {

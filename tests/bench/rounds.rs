@@ -3,20 +3,26 @@
 use std::collections::BTreeMap;
 
 /// What the variants gave, round by round.
-#[derive(Default)]
-pub(crate) struct Samples {
-    by_variant: BTreeMap<&'static str, Vec<f64>>,
+pub(crate) struct Samples<V> {
+    by_variant: BTreeMap<V, Vec<f64>>,
 }
 
-impl Samples {
+impl<V: Ord> Samples<V> {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            by_variant: BTreeMap::new(),
+        }
+    }
+
     /// Notes what a variant gave in this round.
-    pub(crate) fn push(&mut self, variant: &'static str, value: f64) {
+    pub(crate) fn push(&mut self, variant: V, value: f64) {
         self.by_variant.entry(variant).or_default().push(value);
     }
 
     /// What a variant gave, in the order of the rounds.
-    pub(crate) fn of(&self, variant: &str) -> &[f64] {
-        &self.by_variant[variant]
+    pub(crate) fn of(&self, variant: V) -> &[f64] {
+        &self.by_variant[&variant]
     }
 }
 
@@ -36,14 +42,16 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// The value that this share of the values is below, between neighbours in proportion.
+/// The value that this share of the values is below; between two of them in proportion.
 pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let position = share * (sorted.len() - 1) as f64;
-    let (below, above) = (
-        sorted[position.floor() as usize],
-        sorted[position.ceil() as usize],
-    );
-    below + (above - below) * position.fract()
+    let (mut below, mut left) = (sorted[0], share * (sorted.len() - 1) as f64);
+    for value in sorted.into_iter().skip(1) {
+        if left < 1.0 {
+            return below + (value - below) * left;
+        }
+        (below, left) = (value, left - 1.0);
+    }
+    below
 }
