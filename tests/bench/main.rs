@@ -9,6 +9,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod bulk;
+mod dead;
+mod hot;
+mod latency;
 mod machine;
 mod pgbench;
 mod report;
@@ -45,6 +48,18 @@ const PARTS: &[Part] = &[
     Part {
         name: "bulk",
         run: |context, report| bulk::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "latency",
+        run: |context, report| latency::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "hot",
+        run: |context, report| hot::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "dead",
+        run: |context, report| dead::run(context, report).boxed_local(),
     },
 ];
 

@@ -185,11 +185,10 @@ impl Stage {
             }
         }
         world.sql(TRIGGERS).await;
-        // As if an earlier daemon had walked the table: the changes are what is to be seen.
-        world
-            .sql("delete from pg2kv.outbox; update pg2kv.sync set backfilled_at = now()")
-            .await;
-        Self { world, kv }
+        let stage = Self { world, kv };
+        // The first sync is not what is measured.
+        stage.reader(Way::Daemon).await.end(&stage).await;
+        stage
     }
 
     /// Makes each commit wait for so long before it flushes; 0 is as fast as the disk is.
@@ -367,7 +366,8 @@ impl Reader {
     }
 }
 
-fn options() -> Options {
+/// A server that waits for the disk.
+pub(crate) fn options() -> Options {
     let mut options = Server::Installed.options();
     options.fsync = true;
     options.settings.extend(
