@@ -47,9 +47,9 @@ fn version(program: &std::ffi::OsStr) -> String {
     let output = Command::new(program).arg("--version").output();
     let said = output.map(|output| output.stdout).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
-    // Without what stands in parentheses: dates and packages.
-    let plain = said.split(" (").next().unwrap_or_default();
-    plain.trim().replace("postgres ", "")
+    // Without dates and packages, which stand in parentheses behind.
+    let plain = said.trim().replace("postgres (PostgreSQL)", "PostgreSQL");
+    plain.split(" (").next().unwrap_or_default().to_owned()
 }
 
 /// File system and device of a directory.
@@ -76,8 +76,10 @@ fn disk(directory: &Path) -> String {
     .iter()
     .find_map(|file| fs::read_to_string(file).ok());
     let kind = match rotates.as_deref().map(str::trim) {
-        Some("0") => ", does not rotate",
-        Some(_) => ", rotates",
+        // What a virtual disk says of itself means nothing.
+        _ if source.contains("/vd") || source.contains("/xvd") => ", a virtual disk",
+        Some("0") => ", an SSD",
+        Some(_) => ", a hard disk",
         None => "",
     };
     format!("{system} on {source}{kind}")
