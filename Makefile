@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-worker test-ops rules dashboard simulate chaos backlog measure lint fmt
+.PHONY: help demo test test-worker test-ops rules dashboard simulate chaos backlog bench measure lint fmt
 
 CARGO_TARGET_DIR ?= target
 SEEDS ?= 20000
@@ -57,6 +57,11 @@ backlog: ## Drain a huge backlog in little memory: make backlog ROWS=10000000
 	@cargo build --release --locked --quiet
 	@PG2KV_BACKLOG_ROWS=$(ROWS) PG2KV_BINARY="$(abspath $(CARGO_TARGET_DIR))/release/pg2kv" \
 	  cargo nextest run --locked --profile long --no-capture -E 'test(/^chaos::backlog/)'
+
+bench: ## Measure it beside what people would use instead: make bench QUICK=1 ONLY=writers
+	@scripts/setup test
+	@scripts/setup bench
+	@cargo bench --locked --quiet --bench bench -- $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 measure: ## Measure a change of one user in a document of 100,000
 	@scripts/setup test

@@ -332,6 +332,20 @@ $$;
 comment on function pg2kv.key_expression(regclass, text[], text) is
   'SQL for the key of a row: an array of the key columns, null when one of them is null';
 
+create or replace function pg2kv.same_key(key text[]) returns text
+  language sql immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- What is stored is compared: equal values of some types have keys that differ, 1.0 and 1.00.
+  select case when cardinality(key) = 0 then 'true'
+    else format('record_image_eq(row(%s), row(%s))',
+                string_agg(format('old.%I', name), ', ' order by position),
+                string_agg(format('new.%I', name), ', ' order by position)) end
+  from unnest(key) with ordinality as k (name, position)
+$$;
+comment on function pg2kv.same_key(text[]) is
+  'SQL for whether an UPDATE left a key as it is; where it says no, the key may still be the same';
+
 create or replace function pg2kv.shard(key text, shards int) returns int
   language sql immutable parallel safe
   return (('x' || substr(md5(key), 1, 8))::bit(32)::bigint % shards)::int;
@@ -365,8 +379,9 @@ create or replace function pg2kv.document_key(
 as $$
   select case when cardinality(key) = 0 then 'jsonb_build_array()'
            else pg2kv.key_expression(relation, key, of_row) end
-    || coalesce(format(' || jsonb_build_array(%s)',
-                       pg2kv.shard_expression(relation, shard_key, shards, of_row)), '')
+    || case when shards is null then ''
+         else format(' || jsonb_build_array(%s)',
+                     pg2kv.shard_expression(relation, shard_key, shards, of_row)) end
 $$;
 comment on function pg2kv.document_key(regclass, text[], text[], int, text) is
   'SQL for the key of the document that a row is in: the key of the row, and its shard behind it';
@@ -815,28 +830,30 @@ begin
   if tg_op = 'TRUNCATE' then
     insert into pg2kv.outbox (sync, key) values (%1$L, null);
   else
-    if tg_op <> 'INSERT' then
-      was := %2$s;
-    end if;
     if tg_op <> 'DELETE' then
       is_now := %3$s;
+    end if;
+    -- Mostly the key stays, and to see that is cheaper than to make it twice.
+    if tg_op = 'DELETE' or tg_op = 'UPDATE' and not %4$s then
+      was := %2$s;
     end if;
     if was is not null then
       insert into pg2kv.outbox (sync, key) values (%1$L, was);
     end if;
     -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
-    if is_now is not null and is_now::text is distinct from was::text then
+    if is_now is not null and (was is null or is_now::text <> was::text) then
       insert into pg2kv.outbox (sync, key) values (%1$L, is_now);
     end if;
   end if;
-  -- The order matters: insert first, then look whether the daemon sleeps.
-  if (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp()) then
+  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
+  -- would cost as much as half of the insert.
+  if pg_sequence_last_value('pg2kv.bell'::regclass) > date_part('epoch', clock_timestamp()) then
     perform pg_notify('pg2kv', '');
   end if;
   return null;
 end
 $capture$, sync, pg2kv.document_key(relation, key, primary_key, shards, 'old'),
-        pg2kv.document_key(relation, key, primary_key, shards, 'new')));
+        pg2kv.document_key(relation, key, primary_key, shards, 'new'), pg2kv.same_key(key || primary_key)));
   execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', sync);
   execute format('revoke all on function pg2kv.capture_%s() from public', sync);
   execute format('comment on function pg2kv.capture_%s() is %L', sync,
@@ -1039,28 +1056,30 @@ begin
   if tg_op = 'TRUNCATE' then
     insert into pg2kv.outbox (sync, key) values (%1$L, null);
   else
-    if tg_op <> 'INSERT' then
-      was := %2$s;
-    end if;
     if tg_op <> 'DELETE' then
       is_now := %3$s;
+    end if;
+    -- Mostly the key stays, and to see that is cheaper than to make it twice.
+    if tg_op = 'DELETE' or tg_op = 'UPDATE' and not %6$s then
+      was := %2$s;
     end if;
     if was is not null then
       insert into pg2kv.outbox (sync, key) values (%1$L, %4$s);
     end if;
     -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
-    if is_now is not null and is_now::text is distinct from was::text then
+    if is_now is not null and (was is null or is_now::text <> was::text) then
       insert into pg2kv.outbox (sync, key) values (%1$L, %5$s);
     end if;
   end if;
-  -- The order matters: insert first, then look whether the daemon sleeps.
-  if (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp()) then
+  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
+  -- would cost as much as half of the insert.
+  if pg_sequence_last_value('pg2kv.bell'::regclass) > date_part('epoch', clock_timestamp()) then
     perform pg_notify('pg2kv', '');
   end if;
   return null;
 end
 $capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new'),
-    format(recorded, name, 'was'), format(recorded, name, 'is_now')));
+    format(recorded, name, 'was'), format(recorded, name, 'is_now'), pg2kv.same_key(key)));
   execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', label);
   execute format('revoke all on function pg2kv.capture_%s() from public', label);
   execute format('comment on function pg2kv.capture_%s() is %L', label,

@@ -5,18 +5,16 @@
 //! about it alone.
 
 use std::fs;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use reqwest::Client;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Child;
 
 use super::NOTES;
-use crate::support::process::{Process, command};
+use crate::support::kv::KvProcess;
+use crate::support::process::Process;
 use crate::support::wait::{self, DEADLINE, say};
-use crate::support::world::{ACCOUNT, NAMESPACE, Settings, TOKEN, World};
+use crate::support::world::{ACCOUNT, NAMESPACE, TOKEN, World};
 
 /// What the process may have resident at any moment.
 const RESIDENT_MAX_KIB: u64 = 128 * 1024;
@@ -33,7 +31,7 @@ async fn a_backlog_of_any_size_drains_in_little_memory() {
     let rows = std::env::var("PG2KV_BACKLOG_ROWS").map_or(ROWS, |text| text.parse().unwrap());
     let world = World::start(NOTES).await;
     let kv = Kv::start().await;
-    let settings = settings(&world, &kv);
+    let settings = world.default_settings(&kv.server.base_url);
     // A daemon walks the empty table, so the sync is known: what is to be seen is the outbox.
     let daemon = world.daemon_with("first", &settings);
     let unknown =
@@ -79,22 +77,6 @@ async fn a_backlog_of_any_size_drains_in_little_memory() {
     daemon.stop().await;
 }
 
-/// The daemon as it is by default, but for what a test must say and Cloudflare's rate limits.
-fn settings(world: &World, kv: &Kv) -> Settings {
-    let mut settings = world.settings();
-    let said = [
-        "postgres.url",
-        "kv.account_id",
-        "kv.api_token_file",
-        "kv.requests_per_5min",
-        "kv.reserve_requests",
-        "ops.listen",
-    ];
-    settings.retain(|key, _| said.contains(&key.as_str()));
-    settings.insert("kv.api_base_url".to_owned(), kv.base_url.clone());
-    settings
-}
-
 /// Waits until every key was looked at. It may take as long as it likes, but not stand still.
 async fn drained(daemon: &Process, rows: usize) {
     let mut look = tokio::time::interval(Duration::from_millis(250));
@@ -125,37 +107,22 @@ fn resident_max_kib(daemon: &Process) -> u64 {
 
 /// Workers KV in a process of its own.
 struct Kv {
-    base_url: String,
+    server: KvProcess,
     http: Client,
-    _process: Child,
 }
 
 impl Kv {
     async fn start() -> Self {
-        let mut process = command()
-            .args(["emulator", "--no-limits", "--listen", "127.0.0.1:0"])
-            .args(["--token", TOKEN, "--account", ACCOUNT])
-            .args(["--namespace", NAMESPACE])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let ready = tokio::time::timeout(DEADLINE, lines.next_line()).await;
-        let ready = ready.unwrap().unwrap().unwrap();
-        let base_url = ready.split_whitespace().nth(1).unwrap().to_owned();
         let kv = Self {
-            base_url,
+            server: KvProcess::start(&["--no-limits"]).await,
             http: Client::builder().no_proxy().build().unwrap(),
-            _process: process,
         };
         kv.is_as_slow_as_the_real_one().await;
         kv
     }
 
     async fn is_as_slow_as_the_real_one(&self) {
-        let mut url = reqwest::Url::parse(&self.base_url).unwrap();
+        let mut url = reqwest::Url::parse(&self.server.base_url).unwrap();
         url.set_path("/__emulator/faults");
         let fault = json!({
             "match": { "operation": "bulk_write" },
@@ -197,7 +164,7 @@ impl Kv {
     }
 
     async fn get(&self, path: &str) -> String {
-        let base = &self.base_url;
+        let base = &self.server.base_url;
         let url = format!("{base}/accounts/{ACCOUNT}/storage/kv/namespaces/{NAMESPACE}/{path}");
         let reply = self.http.get(url).bearer_auth(TOKEN).send().await.unwrap();
         reply.error_for_status().unwrap().text().await.unwrap()

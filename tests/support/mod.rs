@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub(crate) mod kv;
 pub(crate) mod load;
 pub(crate) mod node;
 pub(crate) mod postgres;

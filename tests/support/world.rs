@@ -8,7 +8,7 @@ use std::sync::Arc;
 use pg2kv::emulator::limits::Limits;
 use pg2kv::emulator::store::Store;
 use pg2kv::emulator::{self, Emulator, Namespace};
-use pg2kv::throwaway::{Postgres, Stop};
+use pg2kv::throwaway::{Options, Postgres, Stop};
 use reqwest::{Body, Method};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -74,7 +74,11 @@ pub(crate) type Settings = BTreeMap<String, String>;
 impl World {
     /// Starts the servers and installs what the plan says, by `pg2kv sql`.
     pub(crate) async fn start(plan: Plan) -> Self {
-        let mut options = Server::Installed.options();
+        Self::start_on(Server::Installed.options(), plan).await
+    }
+
+    /// The same with a PostgreSQL of one's own choice.
+    pub(crate) async fn start_on(mut options: Options, plan: Plan) -> Self {
         let prepared = ("max_prepared_transactions".to_owned(), "10".to_owned());
         options.settings.push(prepared);
         let postgres = tokio::task::spawn_blocking(|| Postgres::start(options).unwrap());
@@ -142,6 +146,23 @@ impl World {
         for (key, value) in self.plan.settings {
             settings.insert((*key).to_owned(), (*value).to_owned());
         }
+        settings
+    }
+
+    /// A daemon as it is by default, but for what must be said and Cloudflare's limit of requests: for
+    /// figures that are to hold for real ones. KV is this one.
+    pub(crate) fn default_settings(&self, kv: &str) -> Settings {
+        let mut settings = self.settings();
+        let said = [
+            "postgres.url",
+            "kv.account_id",
+            "kv.api_token_file",
+            "kv.requests_per_5min",
+            "kv.reserve_requests",
+            "ops.listen",
+        ];
+        settings.retain(|key, _| said.contains(&key.as_str()));
+        settings.insert("kv.api_base_url".to_owned(), kv.to_owned());
         settings
     }
 
