@@ -37,6 +37,7 @@ impl KvProcess {
         Self { base_url, process }
     }
     /// Its process id. It must run.
+    #[allow(dead_code, reason = "only the benchmarks ask")]
     pub(crate) fn pid(&self) -> u32 {
         self.process.id().unwrap()
     }
