@@ -11,6 +11,7 @@
 mod bulk;
 mod dead;
 mod hot;
+mod kv;
 mod latency;
 mod machine;
 mod pgbench;
@@ -39,7 +40,7 @@ struct Part {
     run: for<'a> fn(&'a Context, &'a mut Report) -> LocalBoxFuture<'a, ()>,
 }
 
-/// In this order. What measures the database comes first.
+/// In this order. What measures the database comes first, then what goes to KV.
 const PARTS: &[Part] = &[
     Part {
         name: "writers",
@@ -60,6 +61,26 @@ const PARTS: &[Part] = &[
     Part {
         name: "dead",
         run: |context, report| dead::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "drain",
+        run: |context, report| kv::drain::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "limited",
+        run: |context, report| kv::limited::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "first-sync",
+        run: |context, report| kv::first_sync::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "idle",
+        run: |context, report| kv::idle::run(context, report).boxed_local(),
+    },
+    Part {
+        name: "growth",
+        run: |context, report| kv::growth::run(context, report).boxed_local(),
     },
 ];
 

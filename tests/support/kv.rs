@@ -14,7 +14,7 @@ use super::world::{ACCOUNT, NAMESPACE, TOKEN};
 pub(crate) struct KvProcess {
     /// Where the API begins.
     pub(crate) base_url: String,
-    _process: Child,
+    process: Child,
 }
 
 impl KvProcess {
@@ -34,9 +34,11 @@ impl KvProcess {
         let ready = tokio::time::timeout(DEADLINE, lines.next_line()).await;
         let ready = ready.unwrap().unwrap().unwrap();
         let base_url = ready.split_whitespace().nth(1).unwrap().to_owned();
-        Self {
-            base_url,
-            _process: process,
-        }
+        Self { base_url, process }
+    }
+    /// Its process id. It must run.
+    #[allow(dead_code, reason = "only the benchmarks ask")]
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id().unwrap()
     }
 }

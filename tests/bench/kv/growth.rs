@@ -1,0 +1,112 @@
+//! Whether a key of a large backlog costs more than one of a small one, in time and in memory.
+
+use std::time::{Duration, Instant};
+
+use super::stand::{Kv, Pace, Stand, USERS, insert_users};
+use super::usage::resident;
+use crate::Context;
+use crate::report::{Figure, Report, Target};
+use crate::rounds::median;
+
+/// How often KV is asked how far a drain is.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Drains of a size are repeated until they make so many keys.
+const KEYS_OF_A_SIZE: u64 = 500_000;
+
+/// What a drain took.
+struct Drained {
+    seconds: f64,
+    peak_mib: f64,
+}
+
+/// Runs the part.
+pub(crate) async fn run(context: &Context, report: &mut Report) {
+    let sizes: &[u64] = context.size(
+        &[10_000, 100_000, 1_000_000, 10_000_000],
+        &[10_000, 100_000, 300_000],
+    );
+    let stand = Stand::start(USERS).await;
+    let kv = Kv::start(Pace::Free).await;
+    stand.install().await;
+    stand.get_known(&kv).await;
+
+    let repeats_max = context.size(7, 3);
+
+    // What a start takes, whatever there is to do: connections, the lease, the debounce, one batch.
+    let mut rows = Rows {
+        stand: &stand,
+        kv: &kv,
+        next: 1,
+    };
+    let mut fixed = Vec::new();
+    for _ in 0..repeats_max {
+        fixed.push(rows.drain(1).await.seconds);
+    }
+    let fixed = median(&fixed);
+    report.add(Figure::new(
+        "growth: drain of one key, from the daemon's start",
+        "s",
+        &[fixed],
+    ));
+
+    let mut micros_per_key = Vec::new();
+    let mut peak = 0.0;
+    for &size in sizes {
+        let repeats = (KEYS_OF_A_SIZE / size).clamp(1, repeats_max);
+        let mut samples = Vec::new();
+        for _ in 0..repeats {
+            let drained = rows.drain(size).await;
+            samples.push((drained.seconds - fixed) * 1e6 / size as f64);
+            peak = drained.peak_mib;
+        }
+        micros_per_key.push(median(&samples));
+        let name = format!("growth: time for a key of a backlog of {size}");
+        report.add(Figure::new(name, "µs", &samples));
+    }
+    let slowest = micros_per_key.iter().copied().fold(f64::MIN, f64::max);
+    let fastest = micros_per_key.iter().copied().fold(f64::MAX, f64::min);
+    report.add(
+        Figure::new(
+            "growth: slowest size beside the fastest",
+            "x",
+            &[slowest / fastest],
+        )
+        .target(Target::AtMost(1.2)),
+    );
+    let largest = sizes.last().unwrap();
+    report.add(
+        Figure::new(
+            format!("memory, backlog of {largest} rows: at most resident"),
+            "MiB",
+            &[peak],
+        )
+        .target(Target::AtMost(96.0)),
+    );
+}
+
+/// Backlogs of rows that are inserted while no daemon runs.
+struct Rows<'a> {
+    stand: &'a Stand,
+    kv: &'a Kv,
+    next: u64,
+}
+
+impl Rows<'_> {
+    /// Makes a backlog of so many keys, and has a daemon drain it.
+    async fn drain(&mut self, keys: u64) -> Drained {
+        let last = self.next + keys - 1;
+        self.stand.sql(&insert_users(self.next, last)).await;
+        self.next = last + 1;
+        self.stand.rest().await;
+
+        let before = self.kv.counts().await.applied;
+        let began = Instant::now();
+        let daemon = self.stand.daemon(self.kv, Pace::Free);
+        self.kv.applied(before + keys, LOOK_EVERY).await;
+        let seconds = began.elapsed().as_secs_f64();
+        self.stand.settled().await;
+        let peak_mib = resident(daemon.pid()).unwrap().peak_kib as f64 / 1024.0;
+        daemon.stop().await;
+        Drained { seconds, peak_mib }
+    }
+}
