@@ -116,14 +116,16 @@ async fn what_cannot_lead_is_refused_with_what_to_do() {
         Kind::Refused,
         "pg2kv install",
     );
-    bench.sql("update pg2kv.meta set schema_version = 99").await;
+    bench
+        .sql("update pg2kv.meta set schema_version = 99, serves = 99")
+        .await;
     refused(
         connect(bench.settings.clone()).await,
-        Kind::Refused,
+        Kind::Schema,
         "version 99",
     );
     bench
-        .sql("update pg2kv.meta set schema_version = 1; revoke pg2kv_daemon from daemon")
+        .sql("update pg2kv.meta set schema_version = 99, serves = 2; revoke pg2kv_daemon from daemon")
         .await;
     refused(
         connect(bench.settings.clone()).await,
