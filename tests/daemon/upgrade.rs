@@ -33,7 +33,8 @@ const WHILE: u64 = 40;
 const LIVE: Plan = Plan {
     sql: TABLES,
     syncs: SYNCS,
-    settings: &[("lease.ttl", "2s"), ("postgres.check_interval", "200ms")],
+    // A leader looks once a minute: in this test it must hear of a step that bars it from the step.
+    settings: &[("lease.ttl", "2s"), ("postgres.check_interval", "10m")],
     limits: None,
 };
 
@@ -53,6 +54,9 @@ impl Writers {
         let mut tasks = Vec::new();
         for number in 0..WRITERS {
             let client = connect(&world.postgres.admin_url()).await;
+            // They meet each other too, and that is not what is measured.
+            let soon = "set deadlock_timeout = '20ms'";
+            client.batch_execute(soon).await.unwrap();
             let mut writer = Writer::new(seed.wrapping_add(number), false);
             let stop = Arc::clone(&stop);
             let (count, longest) = (Arc::clone(&transactions), Arc::clone(&longest_micros));
@@ -226,12 +230,6 @@ async fn a_live_database_is_upgraded_under_writers_and_daemons() {
     for daemon in [&new_standby, &other] {
         barred(daemon, &why).await;
     }
-    assert_eq!(
-        world
-            .number("select count(*) from pg2kv.lease where epoch > 0")
-            .await,
-        1
-    );
     // A newer program would take over now. This one does once the schema says that it may.
     world
         .sql(&format!("update pg2kv.meta set serves = {VERSION}"))
