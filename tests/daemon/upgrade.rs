@@ -96,16 +96,23 @@ impl Writers {
         ));
     }
 
-    async fn finish(self) {
+    async fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let mut changes = 0;
-        for task in self.tasks {
+        for task in std::mem::take(&mut self.tasks) {
             changes += task.await.unwrap().changes;
         }
         let transactions = self.transactions.load(Ordering::Relaxed);
         say(&format!(
             "{transactions} transactions, {changes} rows changed"
         ));
+    }
+}
+
+/// After a failed assertion too: a writer without a server would never let go of its thread.
+impl Drop for Writers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
