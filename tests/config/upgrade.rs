@@ -104,6 +104,16 @@ async fn upgrade_prints_what_is_needed_and_says_where_nothing_is() {
         "{waits}"
     );
 
+    let check = pg2kv(&["check"], &place.config).await;
+    assert_eq!(check.status.code(), Some(1));
+    let check = String::from_utf8(check.stdout).unwrap();
+    let failed: Vec<_> = check
+        .lines()
+        .filter(|line| line.starts_with("FAIL"))
+        .collect();
+    let schema = failed.iter().find(|line| line.contains(" schema "));
+    assert!(schema.unwrap().contains("it has version 1"), "{check}");
+
     // What is printed can be run as it is.
     place.sql(&printed).await;
     assert_eq!(
