@@ -251,6 +251,8 @@ pub enum FailureKind {
     Transient,
     /// Needs a person: wrong password, pooler, schema missing.
     Refused,
+    /// The schema has a version that this program cannot work with.
+    Schema,
 }
 
 impl FailureKind {
@@ -263,6 +265,7 @@ impl FailureKind {
             Self::Relation => "relation",
             Self::Transient => "transient",
             Self::Refused => "refused",
+            Self::Schema => "schema",
         }
     }
 }

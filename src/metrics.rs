@@ -44,6 +44,7 @@ metrics! {
     LEADER = "pg2kv_leader", Gauge, [], "1 while this process leads, else 0.";
     EPOCH = "pg2kv_epoch", Gauge, [], "Number of this process's leadership, 0 while it does not lead.";
     LEADER_TRANSITIONS = "pg2kv_leader_transitions_total", Counter, [], "Times that this process became the leader.";
+    SCHEMA_VERSION = "pg2kv_schema_version", Gauge, [], "Version of the schema in Postgres, as the leader reads it; 0 while this process does not lead.";
     POSTGRES_UP = "pg2kv_postgres_up", Gauge, [], "1 while the session with Postgres works, else 0.";
     LEDGER_FAILURES = "pg2kv_ledger_failures_total", Counter, ["kind"], "Failed statements on Postgres, and sessions lost, by what they mean.";
     WAKEUPS = "pg2kv_wakeups_total", Counter, ["cause"], "Fetches of the outbox, by what caused them.";

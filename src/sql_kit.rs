@@ -4,10 +4,14 @@
 //! Owns quoting and renaming. Runs nothing and knows no connection, so that what `pg2kv sql` prints
 //! is what `pg2kv install` runs.
 
+pub mod upgrade;
+
 use std::fmt;
 
 const INSTALL: &str = include_str!("../deploy/sql/install.sql");
 const UNINSTALL: &str = include_str!("../deploy/sql/uninstall.sql");
+/// The version of the schema that [`install`] makes (`pg2kv.meta`), and so that of this program.
+pub const VERSION: i32 = 2;
 /// The schema name in the files. Every object of ours begins with it, and nothing else does.
 const NAME_IN_FILES: &str = "pg2kv";
 
@@ -101,7 +105,7 @@ pub struct RelatedSpec {
 }
 
 /// Everything that a database needs once: schema, roles, tables, functions. One transaction, to be
-/// sent as one simple query; harmless to repeat. After an error the connection is in a failed
+/// sent as one simple query; harmless to repeat, and refused by a schema of another version. After an error the connection is in a failed
 /// transaction: roll back, or drop it.
 pub fn install(schema: &Schema) -> String {
     schema.rename(INSTALL)

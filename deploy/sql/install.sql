@@ -1,9 +1,9 @@
 -- pg2kv for PostgreSQL 14 and later: what the daemon needs in the database that it watches.
 --
 -- What it does   Creates the schema pg2kv, two roles without login (pg2kv_owner owns everything here,
---                pg2kv_daemon is what the daemon may do) and seven functions: pg2kv.watch(),
+--                pg2kv_daemon is what the daemon may do) and eight functions: pg2kv.watch(),
 --                pg2kv.unwatch(), pg2kv.watch_related(), pg2kv.unwatch_related(), pg2kv.status(),
---                pg2kv.resync(), pg2kv.approve_deletes(). It touches no table of yours.
+--                pg2kv.resync(), pg2kv.approve_deletes(), pg2kv.version(). It touches no table of yours.
 -- What watch()   Puts three triggers on one table. A change of the key or of a watched column adds one
 -- does           small row (the key, never a value) to pg2kv.outbox in the writer's own transaction.
 -- What           Puts the same triggers on a table that documents take data from (the tenant of a user).
@@ -22,6 +22,7 @@
 --                in one transaction: under the old name, writes to the table would fail.
 -- Who runs it    A superuser, or a role with CREATEROLE that may CREATE in this database. Running it
 --                again changes nothing. Everything happens in one transaction.
+-- Version        This file makes version 2. Where an older one stands, the files in upgrade/ come first.
 -- Afterwards     create role pg2kv_login login password '...' in role pg2kv_daemon;
 -- To remove it   uninstall.sql
 
@@ -31,6 +32,8 @@ set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 
 do $$
+declare
+  version int;
 begin
   if current_setting('server_version_num')::int < 140000 then
     raise exception 'pg2kv needs PostgreSQL 14 or later; this is %', current_setting('server_version')
@@ -41,9 +44,13 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('pg2kv install', 0));
 
   if to_regclass('pg2kv.meta') is not null then
-    if (select schema_version from pg2kv.meta) > 1 then
-      raise exception 'the schema pg2kv is newer than this file, which makes version 1'
+    select schema_version into version from pg2kv.meta;
+    if version > 2 then
+      raise exception 'the schema pg2kv is newer than this file: it has version %, and this is version 2', version
         using hint = 'Use the install.sql of the newer release. Nothing was changed.';
+    elsif version < 2 then
+      raise exception 'the schema pg2kv is older than this file: it has version %, and this is version 2', version
+        using hint = 'First run the files in upgrade/ that lead from there to here. Nothing was changed.';
     end if;
   end if;
 end
@@ -84,12 +91,15 @@ create table if not exists pg2kv.meta (
   one boolean primary key default true check (one),
   schema_version int not null,
   installed_at timestamptz not null default clock_timestamp(),
-  identity jsonb
+  identity jsonb,
+  serves int not null
 );
-comment on table pg2kv.meta is 'One row: the version of this schema';
+comment on table pg2kv.meta is 'One row: the version of this schema, and which daemons it serves';
+comment on column pg2kv.meta.serves is
+  'The oldest version of the daemon that can work with this schema';
 comment on column pg2kv.meta.identity is
   'System identifier, timeline and database that the daemon last saw; a change makes it compare everything';
-insert into pg2kv.meta (schema_version) values (1) on conflict (one) do nothing;
+insert into pg2kv.meta (schema_version, serves) values (2, 1) on conflict (one) do nothing;
 
 create table if not exists pg2kv.sync (
   name text primary key,
@@ -1168,6 +1178,14 @@ $$;
 comment on function pg2kv.status() is
   'One row for each sync: whether its triggers are in order, and what waits';
 
+create or replace function pg2kv.version() returns int
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select schema_version from pg2kv.meta
+$$;
+comment on function pg2kv.version() is 'The version of this schema';
+
 -- What the daemon may do --------------------------------------------------------------------------
 
 revoke all on schema pg2kv from public;
@@ -1185,7 +1203,7 @@ grant select, insert, update, delete
   on pg2kv.claim, pg2kv.dead_letter, pg2kv.backfill, pg2kv.retired, pg2kv.lease to pg2kv_daemon;
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
-grant execute on function pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),
+grant execute on function pg2kv.version(), pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),
   pg2kv.trigger_faults(text), pg2kv.tables_of(regclass), pg2kv.index_advice(text),
   pg2kv.shard_expression(regclass, text[], int, text), pg2kv.key_expression(regclass, text[], text),
   pg2kv.base_type(oid), pg2kv.related_label(text, text), pg2kv.has_index(regclass, text[]),

@@ -38,7 +38,7 @@ pub(super) enum Command {
     /// Print the SQL that this configuration needs
     ///
     /// Without a part: everything, to be read and run with psql. Connects to nothing and needs no
-    /// secrets.
+    /// secrets, but for `upgrade` without --from.
     #[command(
         after_help = "Examples:\n  pg2kv sql --login app_pg2kv | psql \"$ADMIN_URL\"\n  pg2kv sql uninstall"
     )]
@@ -46,8 +46,9 @@ pub(super) enum Command {
 
     /// Install schema and triggers, or bring them up to this configuration
     ///
-    /// Runs what `pg2kv sql` prints. Harmless to repeat. The tables are locked for milliseconds each;
-    /// where a lock is not to be had within 2 s, nothing is changed.
+    /// Runs what `pg2kv sql` prints; where a schema of an older version stands, first what `pg2kv sql
+    /// upgrade` prints. Harmless to repeat. The tables are locked for milliseconds each; where a lock is
+    /// not to be had within 2 s, nothing is changed.
     #[command(
         after_help = "Example:\n  pg2kv install --database-url postgres://postgres@localhost/app"
     )]
@@ -160,6 +161,21 @@ pub(super) enum SqlPart {
     Uninstall,
     /// The triggers of each sync
     Watch,
+    /// Bring a schema of an older version to that of this program
+    ///
+    /// Prints what may run while daemons of the older version work, and says what comes after they are
+    /// replaced. Without --from it asks the configured database for its version; nothing is changed.
+    #[command(
+        after_help = "Examples:\n  pg2kv sql upgrade | psql \"$ADMIN_URL\"\n  pg2kv sql upgrade --from 1"
+    )]
+    Upgrade(UpgradeArgs),
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct UpgradeArgs {
+    /// Version of the schema to begin with; connects to nothing
+    #[arg(long, value_name = "VERSION")]
+    pub(super) from: Option<i32>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -16,6 +16,7 @@ mod resync;
 mod run;
 mod sql;
 mod status;
+mod upgrade;
 mod verify;
 mod version;
 
@@ -71,7 +72,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             run::execute(config).await
         }
         Command::Check => check::execute(&files).await,
-        Command::Sql(args) => sql::print(&files, &args),
+        Command::Sql(args) => sql::print(&files, &args).await,
         Command::Install(args) => sql::install(&files, &args).await,
         Command::Status(args) => status::execute(&files, &args).await,
         Command::Resync(args) => resync::execute(&files, &args).await,

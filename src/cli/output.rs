@@ -113,7 +113,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match error.kind() {
             Kind::Connection | Kind::Transient => EXIT_UNAVAILABLE,
-            Kind::Fenced | Kind::Row | Kind::Relation | Kind::Refused => 1,
+            Kind::Fenced | Kind::Row | Kind::Relation | Kind::Refused | Kind::Schema => 1,
         };
         let help = error.hint().map(str::to_owned);
         let what = without_hint(&error.to_string(), help.as_deref());

@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use super::args::{InstallArgs, SqlArgs, SqlPart};
 use super::output::{Failure, GOOD};
+use super::upgrade;
 use crate::config::{self, DatabaseConfig, SqlConfig};
 use crate::source::admin::Admin;
 use crate::source::{Settings, parse_url};
 use crate::sql_kit;
 
-pub(super) fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failure> {
+pub(super) async fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failure> {
     // Without a part that needs them, there need not be syncs yet; the schema has a default.
     let config = config::load_sql(files, std::env::vars_os())?;
     let text = match args.part {
         None => everything(&config, args.login.as_deref()),
         Some(SqlPart::Install) => sql_kit::install(&config.schema),
         Some(SqlPart::Uninstall) => sql_kit::uninstall(&config.schema),
+        Some(SqlPart::Upgrade(upgrade)) => upgrade::text(files, &config.schema, upgrade).await?,
         Some(SqlPart::Watch) => watches(&config)
             .map(|(_, sql)| sql)
             .collect::<Vec<_>>()
@@ -78,10 +80,13 @@ pub(super) async fn install(files: &[PathBuf], args: &InstallArgs) -> Result<Exi
     };
     let admin = Admin::connect(&settings).await?;
     let mut out = anstream::stdout();
-    admin
-        .run("installing the schema", &sql_kit::install(&config.schema))
-        .await?;
-    writeln!(out, "{GOOD}ok{GOOD:#}  schema {}", config.schema)?;
+    let later = upgrade::run(&admin, &config.schema, &mut out).await?;
+    if later.is_empty() {
+        admin
+            .run("installing the schema", &sql_kit::install(&config.schema))
+            .await?;
+        writeln!(out, "{GOOD}ok{GOOD:#}  schema {}", config.schema)?;
+    }
     for (sync, sql) in watches(&config) {
         admin
             .run(&format!("watching the table of sync {sync}"), &sql)
@@ -94,6 +99,10 @@ pub(super) async fn install(files: &[PathBuf], args: &InstallArgs) -> Result<Exi
             .run(&format!("granting {login} what the daemon may do"), &sql)
             .await?;
         writeln!(out, "{GOOD}ok{GOOD:#}  grants of {login}")?;
+    }
+    if let [step, ..] = later.as_slice() {
+        writeln!(out, "\n{}", upgrade::what_is_left(step))?;
+        writeln!(out, "Then run this once more.")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -77,6 +77,7 @@ fn print(status: &Status) -> Result<(), Failure> {
             }
         }
     }
+    writeln!(out, "schema  version {}", status.schema.version)?;
     writeln!(out)?;
     if status.syncs.is_empty() {
         writeln!(out, "{DOUBT}no table is watched{DOUBT:#}: `pg2kv install`")?;
@@ -130,5 +131,9 @@ fn as_json(status: &Status) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "leader": leader, "syncs": syncs })
+    json!({
+        "schema": { "version": status.schema.version, "serves": status.schema.serves },
+        "leader": leader,
+        "syncs": syncs,
+    })
 }

@@ -97,6 +97,14 @@ pub struct Report {
     pub troubles: Vec<Trouble>,
 }
 
+impl Report {
+    /// Whether the schema has a version that this program cannot work with, as far as was seen.
+    pub fn is_barred(&self) -> bool {
+        let kind = self.failure.as_ref().map(|failure| failure.kind);
+        kind == Some(FailureKind::Schema)
+    }
+}
+
 /// A look at a running daemon from outside its loop.
 #[derive(Clone, Debug)]
 pub struct Watcher {

@@ -26,13 +26,14 @@ const POISON_REASONS: [PoisonReason; 7] = [
     PoisonReason::RowError,
     PoisonReason::Rejected,
 ];
-const FAILURE_KINDS: [FailureKind; 6] = [
+const FAILURE_KINDS: [FailureKind; 7] = [
     FailureKind::Connection,
     FailureKind::Fenced,
     FailureKind::Row,
     FailureKind::Relation,
     FailureKind::Transient,
     FailureKind::Refused,
+    FailureKind::Schema,
 ];
 const STATUS_CLASSES: [&str; 4] = ["none", "2xx", "4xx", "5xx"];
 

@@ -346,6 +346,7 @@ impl Teller {
 
     /// The ledger, as the leader reads it every ten seconds.
     pub(super) fn tell_gauges(&mut self, gauges: &Gauges) {
+        gauge!(names::SCHEMA_VERSION).set(f64::from(gauges.schema_version));
         gauge!(names::OUTBOX_ROWS).set(gauges.outbox_rows as f64);
         let age = gauges.oldest_age.unwrap_or_default();
         gauge!(names::OUTBOX_OLDEST_AGE).set(age.as_secs_f64());

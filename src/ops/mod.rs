@@ -143,12 +143,13 @@ async fn startupz() -> Response {
 
 /// Ready once Postgres was reached, whether leading or standing by: a standby that is not ready
 /// would block every rollout. Trouble after that is told in the body, not by the status: no traffic
-/// depends on it, and a restart would not help.
+/// depends on it, and a restart would not help. But whoever cannot work with the schema cannot take
+/// over either, and a rollout of such must not go on.
 async fn readyz(State(ops): State<Ops>) -> Response {
     let report = ops.watcher.report();
     let status = match report.status.phase {
         Phase::Draining | Phase::Done => StatusCode::SERVICE_UNAVAILABLE,
-        _ if !report.reached => StatusCode::SERVICE_UNAVAILABLE,
+        _ if !report.reached || report.is_barred() => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     };
     text(status, status::readiness(&report))

@@ -15,6 +15,8 @@ pub(super) struct StatusJson {
     /// `starting`, `standby`, `leading`, `draining` or `done`.
     phase: &'static str,
     epoch: Option<i64>,
+    /// As this leader reads it every ten seconds.
+    schema_version: Option<i32>,
     queue_keys: usize,
     in_flight_keys: usize,
     doubt_keys: usize,
@@ -166,6 +168,7 @@ impl StatusJson {
             holder: report.holder.to_string(),
             phase: phase(status.phase),
             epoch: status.epoch.map(|epoch| epoch.0),
+            schema_version: report.gauges.as_ref().map(|gauges| gauges.schema_version),
             queue_keys: status.queue_keys,
             in_flight_keys: status.in_flight_keys,
             doubt_keys: status.doubt_keys,
@@ -274,6 +277,9 @@ pub(super) fn readiness(report: &Report) -> String {
         (Phase::Leading, Some(epoch)) => format!("ok: leading, epoch {}", epoch.0),
         (Phase::Draining | Phase::Done, _) => "stopping: finishing what is in flight".to_owned(),
         (Phase::Standby, _) => "ok: standing by, another process leads".to_owned(),
+        _ if report.is_barred() => {
+            "not ready: this program cannot work with the schema in Postgres".to_owned()
+        }
         _ if report.reached => "ok: Postgres was reached, reconnecting".to_owned(),
         _ => "not ready: Postgres was not reached yet".to_owned(),
     }];

@@ -59,6 +59,7 @@ impl Known {
                 Phase::Draining | Phase::Done => "stopping: finishing what is in flight",
                 Phase::Leading => "leading",
                 Phase::Standby => "standing by: another process leads",
+                Phase::Starting if report.is_barred() => "waiting: the schema does not fit",
                 Phase::Starting if report.reached => "asking for the lease",
                 Phase::Starting => "Postgres was not reached yet",
             },

@@ -315,7 +315,7 @@ impl Relay {
 fn ends_term(failure: &Failure) -> bool {
     matches!(
         failure.kind,
-        FailureKind::Connection | FailureKind::Fenced | FailureKind::Refused
+        FailureKind::Connection | FailureKind::Fenced | FailureKind::Refused | FailureKind::Schema
     )
 }
 

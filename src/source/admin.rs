@@ -8,10 +8,11 @@ use std::time::Duration;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::ToSql;
 
+use super::Settings;
 use super::error::{Error, Kind, Place};
 use super::lease::LOCK_CLASS;
 use super::link::{Link, Role};
-use super::{Settings, recover};
+use super::schema::{self, Standing};
 use crate::change::{Key, OutboxId};
 
 /// Statements that the files of the SQL kit count as, for the deadline.
@@ -58,6 +59,8 @@ pub(super) const RING: &str = "\
 /// What stands in the database.
 #[derive(Clone, Debug)]
 pub struct Status {
+    /// The version of the schema.
+    pub schema: Standing,
     /// Who leads, or led last; `None` where nobody ever did.
     pub leader: Option<Leader>,
     /// Each watched table.
@@ -155,6 +158,14 @@ impl Admin {
         self.link.within(doing, KIT_STATEMENTS, group).await
     }
 
+    /// Reads the version of the schema, whatever it is; `None` where there is no schema.
+    ///
+    /// # Errors
+    /// The role may not read it.
+    pub async fn schema(&self) -> Result<Option<Standing>, Error> {
+        schema::standing(&self.settings.schema, &self.link).await
+    }
+
     /// Asks for everything to be written again; returns the marker that asks for it.
     ///
     /// # Errors
@@ -172,7 +183,7 @@ impl Admin {
             client.batch_execute("commit").await.map_err(told)?;
             Ok(OutboxId(marker.get(0)))
         };
-        recover::require_schema(&self.settings, &self.link).await?;
+        schema::require(&self.settings.schema, &self.link).await?;
         self.link.within(&doing, 5, group).await
     }
 
@@ -218,7 +229,7 @@ impl Admin {
         let doing = format!("asking for keys of {sync} to be written again");
         let (again, ring) = (self.settings.sql(AGAIN), self.settings.sql(RING));
         let (client, told) = (self.link.client(), |error| told(&doing, error));
-        recover::require_schema(&self.settings, &self.link).await?;
+        schema::require(&self.settings.schema, &self.link).await?;
         let chunks = u32::try_from(keys.len() / AGAIN_MAX).unwrap_or(u32::MAX);
         let group = async {
             client.batch_execute("begin").await.map_err(told)?;
@@ -261,7 +272,7 @@ impl Admin {
             client.batch_execute(end).await.map_err(told)?;
             Ok(until)
         };
-        recover::require_schema(&self.settings, &self.link).await?;
+        schema::require(&self.settings.schema, &self.link).await?;
         self.link.within(&doing, 4, group).await
     }
 
@@ -279,7 +290,7 @@ impl Admin {
     /// There is no schema, or the role may not read it.
     pub async fn status(&self) -> Result<Status, Error> {
         let doing = "reading the status";
-        recover::require_schema(&self.settings, &self.link).await?;
+        let schema = schema::require(&self.settings.schema, &self.link).await?;
         let leader = leader(&self.link, &self.settings).await?;
         let client = self.link.client();
         let status = self.settings.sql(STATUS);
@@ -300,7 +311,11 @@ impl Admin {
                 backfill: row.get(7),
             })
             .collect();
-        Ok(Status { leader, syncs })
+        Ok(Status {
+            schema,
+            leader,
+            syncs,
+        })
     }
 
     pub(super) fn link(&self) -> &Link {

@@ -15,7 +15,7 @@ use super::claim::Reader;
 use super::error::{Error, Kind, Place};
 use super::link::{Link, Role};
 use super::session::Row;
-use super::{Settings, SyncSource, recover};
+use super::{Settings, SyncSource, schema};
 use crate::change::{Epoch, Key};
 use crate::ledger::{ClaimRequest, Walked};
 
@@ -76,7 +76,7 @@ impl Auditor {
     /// As for any connection; there is no schema.
     pub async fn connect(settings: &Settings) -> Result<Self, Error> {
         let link = Arc::new(Link::open(settings, Role::Bulk, None).await?);
-        recover::require_schema(settings, &link).await?;
+        schema::require(&settings.schema, &link).await?;
         Ok(Self {
             reader: Reader::open(settings, Arc::clone(&link)).await?,
             link,

@@ -8,7 +8,7 @@ use super::error::{Error, Kind, Place};
 use super::lease::Candidate;
 use super::link::{Link, Role};
 use super::rows::{Plan, expand};
-use super::{Settings, SyncSource, triggers};
+use super::{Settings, SyncSource, schema, triggers};
 use crate::ledger::Examined;
 use crate::sql_kit::RelatedSpec;
 
@@ -161,17 +161,17 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
 async fn connect(settings: &Settings, findings: &mut Vec<Finding>) -> Result<Link, Error> {
     // A candidate that does not campaign: all that could refuse a leader refuses it here.
     match Candidate::connect(settings).await {
-        Ok(candidate) => {
-            candidate.release().await;
-            findings.push(Finding::fine(
-                "schema",
-                format!("{} is installed", settings.schema),
-            ));
-        }
+        Ok(candidate) => candidate.release().await,
         Err(error) if error.kind() == Kind::Connection => return Err(error),
         Err(error) => findings.push(Finding::error("schema", &error)),
     }
     let link = Link::open(settings, Role::Bulk, None).await?;
+    if let Ok(standing) = schema::require(&settings.schema, &link).await {
+        findings.push(Finding::fine(
+            "schema",
+            format!("{} has version {}", settings.schema, standing.version),
+        ));
+    }
     let doing = "asking what server this is";
     let row = link
         .call(doing, 2, Place::Own, link.client().query_one(SERVER, &[]))

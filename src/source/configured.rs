@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 
 use super::error::{Error, Place};
 use super::link::{Link, Role};
-use super::{Settings, SyncSource, recover};
+use super::{Settings, SyncSource, schema};
 use crate::change::{Epoch, SyncId};
 use crate::ledger::{OldNames, Reconfigured, RetiredId};
 
@@ -204,7 +204,7 @@ pub(crate) async fn adopt(
 /// As for any connection; there is no schema.
 pub async fn plans(settings: &Settings) -> Result<Vec<Plan>, Error> {
     let link = Link::open(settings, Role::Bulk, None).await?;
-    recover::require_schema(settings, &link).await?;
+    schema::require(&settings.schema, &link).await?;
     let sql = settings.sql(PLANS);
     let rows = link.client().query(&sql, &[]);
     let rows = link

@@ -25,7 +25,8 @@ const NUMBERS: &str = "\
          select min(xact_start) as at from pg_stat_activity
          where datname = current_database() and pid <> pg_backend_pid()
          union all select min(prepared) from pg_prepared_xacts where database = current_database()
-       ) as t)
+       ) as t),
+      (select schema_version from pg2kv.meta)
     from (select 'pg2kv.outbox'::regclass as outbox) as r
     left join pg_stat_all_tables as s on s.relid = r.outbox
     left join lateral (
@@ -116,6 +117,7 @@ impl Watch {
             .map(|sync| (sync.name.as_str(), sync.id))
             .collect();
         Ok(Gauges {
+            schema_version: row.get::<_, Option<i32>>(7).unwrap_or_default(),
             outbox_rows: count(0),
             outbox_dead_rows: count(1),
             oldest_age: age(3),

@@ -5,7 +5,7 @@
 //! that is frozen or cut off. The epoch makes what such a leader still sends after that worthless.
 //!
 //! Also owns what a connection must be to lead at all: not through a pooler that hands sessions
-//! around, on a server that takes writes, with our schema at our version.
+//! around, on a server that takes writes, with our schema at a version that we can work with.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::error::{Error, Kind, Place};
 use super::link::{Link, Role};
-use super::{Settings, recover};
+use super::{Settings, schema};
 use crate::change::Epoch;
 
 /// First key of our advisory locks: "pg2k" in ASCII. The second one is made of the schema's oid, so
@@ -53,8 +53,9 @@ impl Candidate {
     /// Connects and looks whether this database can be led.
     ///
     /// # Errors
-    /// `Refused`: pooler in transaction mode, server too old, schema missing or of another version,
-    /// privileges. `Transient`: the server is read-only. `Connection`.
+    /// `Refused`: pooler in transaction mode, server too old, schema missing, privileges. `Schema`: a
+    /// version of it that this program cannot work with. `Transient`: the server is read-only.
+    /// `Connection`.
     pub async fn connect(settings: &Settings) -> Result<Self, Error> {
         refuse_pooler(settings).await?;
         let link = Link::open(settings, Role::Lease, None).await?;
@@ -75,7 +76,7 @@ impl Candidate {
             )
             .with_hint("give the primary's host, or all hosts of the cluster"));
         }
-        recover::require_schema(settings, &link).await?;
+        schema::require(&settings.schema, &link).await?;
         Ok(Self {
             link,
             schema: settings.schema.clone(),
@@ -90,9 +91,12 @@ impl Candidate {
     /// Call it more often than the lease's ttl: the server closes a silent candidate too.
     ///
     /// # Errors
-    /// `Connection`, `Transient` (try again), `Refused`.
+    /// `Connection`, `Transient` (try again), `Refused`, `Schema`.
     pub async fn campaign(&mut self, holder: &str) -> Result<Option<Epoch>, Error> {
         let doing = "campaigning for the lease";
+        // Each time: the schema may have been upgraded since, and a standby that cannot take over must
+        // say so before it is needed.
+        schema::require(&self.schema, &self.link).await?;
         let client = self.link.client();
         if !self.locked.load(Ordering::Relaxed) {
             let row = self

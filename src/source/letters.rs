@@ -12,7 +12,7 @@ use tokio_postgres::types::ToSql;
 
 use super::admin::{Admin, RING};
 use super::error::{Error, Place};
-use super::recover;
+use super::schema;
 use crate::change::{Key, fingerprint};
 
 /// Most letters that one KEY may stand for; more than one only where fingerprints collide.
@@ -97,7 +97,7 @@ impl Admin {
     /// # Errors
     /// There is no schema, or the role may not read it.
     pub async fn letter_groups(&self, sync: Option<&str>) -> Result<Vec<LetterGroup>, Error> {
-        recover::require_schema(self.settings(), self.link()).await?;
+        schema::require(&self.settings().schema, self.link()).await?;
         let parameters: [&(dyn ToSql + Sync); 1] = [&sync];
         let rows = self
             .ask("counting dead letters", SUMMARY, &parameters)
@@ -127,7 +127,7 @@ impl Admin {
         reason: Option<&str>,
         key: Option<&str>,
     ) -> Result<Selection, Error> {
-        recover::require_schema(self.settings(), self.link()).await?;
+        schema::require(&self.settings().schema, self.link()).await?;
         let hashes = match key {
             None => None,
             Some(key) => Some(self.letters_named(sync, key).await?),

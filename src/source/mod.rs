@@ -35,6 +35,7 @@ mod recover;
 pub mod retired;
 mod rows;
 mod runs;
+pub mod schema;
 pub mod session;
 mod settle;
 mod tls;
@@ -46,9 +47,6 @@ pub use doorbell::Doorbell;
 pub use error::{Error, Kind};
 pub use session::{Gauges, Session};
 pub use url::{TlsMode, UrlError, parse_url};
-
-/// The version of `deploy/sql/install.sql` that this program works with (`pg2kv.meta`).
-pub const SCHEMA_VERSION: i32 = 1;
 
 /// The oldest server that is accepted, as `server_version_num` has it.
 /// `idle_session_timeout`, which frees the lease of a frozen leader, came with 14.

@@ -9,14 +9,12 @@ use tokio_postgres::types::ToSql;
 
 use super::configured;
 use super::deletes::{self, FACTS};
-use super::error::{Error, Kind, Place};
+use super::error::{Error, Place};
 use super::link::Link;
 use super::session::{Identity, Recovered};
-use super::{SCHEMA_VERSION, Settings, SyncSource};
+use super::{Settings, SyncSource};
 use crate::change::{ClaimId, Epoch, Key, SyncId};
 use crate::ledger::{AuditFacts, Backfill, BackfillPhase};
-
-const VERSION: &str = "select schema_version from pg2kv.meta";
 
 /// The timeline of the log that is being written, not of the last checkpoint, which comes later.
 const IDENTITY: &str = "\
@@ -69,30 +67,6 @@ const AUDITS: &str = "\
     select name, extract(epoch from clock_timestamp() - coalesce(audited_at, created_at))::float8,
       audit_owed
     from pg2kv.sync";
-
-/// Refuses a database without our schema, or with another version of it.
-pub(crate) async fn require_schema(settings: &Settings, link: &Link) -> Result<(), Error> {
-    let doing = format!("looking for schema {}", settings.schema);
-    let sql = settings.sql(VERSION);
-    let row = link
-        .call(&doing, 2, Place::Own, link.client().query_opt(&sql, &[]))
-        .await?;
-    let version: i32 = row.map_or(0, |row| row.get(0));
-    if version == SCHEMA_VERSION {
-        return Ok(());
-    }
-    let hint = if version < SCHEMA_VERSION {
-        "run `pg2kv install`, or `psql -f install.sql`, of this version of pg2kv"
-    } else {
-        "use a version of pg2kv at least as new as the one that installed it"
-    };
-    Err(Error::new(
-        Kind::Refused,
-        doing,
-        format!("it has version {version}; this program works with version {SCHEMA_VERSION}"),
-    )
-    .with_hint(hint))
-}
 
 /// See `Session::open`.
 pub(crate) async fn load(

@@ -19,7 +19,7 @@ use super::link::{Link, Role, any_closed};
 use super::outbox::Outbox;
 use super::settle::Settler;
 use super::triggers::Examiner;
-use super::{Settings, SyncSource, recover};
+use super::{Settings, SyncSource, recover, schema};
 use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
     AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, FetchMode,
@@ -38,6 +38,7 @@ pub struct Session {
     expander: Expander,
     epoch: Epoch,
     syncs: HashMap<SyncId, SyncSource>,
+    schema: String,
 }
 
 /// What a claim and its read gave.
@@ -122,6 +123,8 @@ pub struct Identity {
 /// Numbers for metrics.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gauges {
+    /// Version of the schema.
+    pub schema_version: i32,
     /// Live rows of the outbox, as the server's statistics estimate.
     pub outbox_rows: u64,
     /// Dead rows of the outbox that vacuum has not removed, as the statistics estimate.
@@ -149,7 +152,7 @@ impl Session {
     /// A sync whose table cannot be read does not fail this; its reads will.
     ///
     /// # Errors
-    /// `Connection`, `Transient`, `Refused`; `Fenced` where `epoch` is over already.
+    /// `Connection`, `Transient`, `Refused`, `Schema`; `Fenced` where `epoch` is over already.
     pub async fn open(
         settings: &Settings,
         syncs: &[SyncSource],
@@ -162,7 +165,7 @@ impl Session {
             Link::open(settings, Role::Bulk, None),
         )?;
         let (control, work, bulk) = (Arc::new(control), Arc::new(work), Arc::new(bulk));
-        recover::require_schema(settings, &control).await?;
+        schema::require(&settings.schema, &control).await?;
 
         // Not the bulk connection: it writes to the outbox too, when it expands markers.
         let mut own = Vec::new();
@@ -214,6 +217,7 @@ impl Session {
             expander,
             epoch,
             syncs,
+            schema: settings.schema.clone(),
         };
         Ok((session, doorbell, recovered))
     }
@@ -359,13 +363,16 @@ impl Session {
         self.watch.gauges(self.bulk.link(), &self.syncs).await
     }
 
-    /// Looks whether the triggers of each sync are as the configuration says, and notes for whoever
-    /// leads next that a sync with a fault is to be walked once that is over. Fenced.
+    /// Looks whether the schema still serves this program and the triggers of each sync are as the
+    /// configuration says, and notes for whoever leads next that a sync with a fault is to be walked
+    /// once that is over. Fenced.
     ///
     /// # Errors
-    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    /// `Connection`, `Transient`, `Fenced`, `Refused`, `Schema`.
     pub async fn examine(&self) -> Result<Vec<Examined>, Error> {
         let link = self.bulk.link();
+        // First: of a schema that it does not know this program could only misjudge the triggers.
+        schema::require(&self.schema, link).await?;
         self.examiner.examine(link, self.epoch, &self.syncs).await
     }
 

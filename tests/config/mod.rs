@@ -8,6 +8,7 @@ mod example;
 mod related;
 mod secrets;
 mod sources;
+mod upgrade;
 mod verbs;
 
 use std::ffi::OsString;

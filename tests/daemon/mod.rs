@@ -23,6 +23,7 @@ mod resync;
 mod secrets;
 mod shutdown;
 mod systemd;
+mod upgrade;
 
 use std::time::Duration;
 

@@ -285,10 +285,7 @@ impl Term {
             Event::Expanded { sync, result } => self.expanded(shared, now, sync, result),
             Event::Audited { sync, result } => self.audited(shared, now, sync, result),
             Event::Cleaned { old, result } => self.cleaned(shared, now, old, result),
-            Event::Examined(result) => {
-                self.examined(shared, result);
-                Ok(())
-            }
+            Event::Examined(result) => self.examined(shared, result),
             Event::DeletesAsked { at, facts } => {
                 self.deletes_asked(shared, now, at, &facts);
                 Ok(())

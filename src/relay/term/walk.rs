@@ -42,15 +42,22 @@ impl Term {
     /// What was missed while the triggers were not in order is found by a walk once they are.
     ///
     /// That it is owed stands in the ledger, not here: the fault may be of another leader's time.
+    ///
+    /// # Errors
+    /// The failure that ends this term: the schema no longer serves this program.
     pub(super) fn examined(
         &mut self,
         shared: &mut Shared<'_>,
         result: Result<Vec<Examined>, Failure>,
-    ) {
+    ) -> Result<(), Failure> {
         let examined = match result {
             Ok(examined) => examined,
+            Err(failure) if failure.kind == FailureKind::Schema => return Err(failure),
             // It is done again soon, and what is wrong with the session shows elsewhere too.
-            Err(failure) => return shared.tell(Notice::LedgerFailed(failure)),
+            Err(failure) => {
+                shared.tell(Notice::LedgerFailed(failure));
+                return Ok(());
+            }
         };
         for Examined {
             sync,
@@ -76,6 +83,7 @@ impl Term {
             }
             *known = fault;
         }
+        Ok(())
     }
 
     /// When backfills may go on; `None` while only answers tell.

@@ -183,7 +183,7 @@ async fn a_newer_schema_is_left_alone(server: Server) {
     run(&admin, &sql_kit::install(&Schema::default())).await;
     run(
         &admin,
-        "update pg2kv.meta set schema_version = 2; drop function pg2kv.resync",
+        "update pg2kv.meta set schema_version = 1000; drop function pg2kv.resync",
     )
     .await;
     let error = refusal(&admin, &sql_kit::install(&Schema::default())).await;

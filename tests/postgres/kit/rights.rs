@@ -64,7 +64,7 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         "update pg2kv.lease set epoch = epoch + 1",
         "with c as (insert into pg2kv.claim (epoch, sync, keys) values (1, 't', '{}') returning id)
          delete from pg2kv.claim where id = (select id from c)",
-        "select * from pg2kv.status(); select pg2kv.resync('t'); listen pg2kv",
+        "select pg2kv.version(); select * from pg2kv.status(); select pg2kv.resync('t'); listen pg2kv",
         "update pg2kv.sync set keys_estimate = 7, deletes_held = 7; select pg2kv.approve_deletes('t', '1 minute')",
     ] {
         assert!(allowed(&admin, "pg2kv_daemon", sql).await, "{sql}");
@@ -76,6 +76,7 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         "delete from app.t",
         "select id from app.u",
         "update pg2kv.meta set schema_version = 2",
+        "update pg2kv.meta set serves = 2",
         "update pg2kv.outbox set key = null",
         "truncate pg2kv.outbox",
         "update pg2kv.sync set columns = null",

@@ -7,6 +7,8 @@ use std::time::Duration;
 use pg2kv::source::Kind;
 use pg2kv::source::lease::Candidate;
 use pg2kv::source::session::Session;
+use pg2kv::sql_kit::VERSION;
+use pg2kv::sql_kit::upgrade::NEEDS;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
@@ -116,14 +118,16 @@ async fn what_cannot_lead_is_refused_with_what_to_do() {
         Kind::Refused,
         "pg2kv install",
     );
-    bench.sql("update pg2kv.meta set schema_version = 99").await;
+    bench
+        .sql("update pg2kv.meta set schema_version = 99, serves = 99")
+        .await;
     refused(
         connect(bench.settings.clone()).await,
-        Kind::Refused,
+        Kind::Schema,
         "version 99",
     );
     bench
-        .sql("update pg2kv.meta set schema_version = 1; revoke pg2kv_daemon from daemon")
+        .sql("update pg2kv.meta set schema_version = 99, serves = 2; revoke pg2kv_daemon from daemon")
         .await;
     refused(
         connect(bench.settings.clone()).await,
@@ -229,6 +233,36 @@ impl Drop for Pooler {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn whoever_does_not_fit_the_schema_hears_of_it_as_leader_and_as_standby() {
+    let bench = Bench::new().await;
+    let leader = bench.lead(&[items("id")]).await;
+    let mut standby = Candidate::connect(&bench.settings).await.unwrap();
+    for (version, serves, fits) in [
+        (VERSION + 1, VERSION, true),
+        (VERSION + 1, VERSION + 1, false),
+        (NEEDS - 1, 1, false),
+        (VERSION, 1, true),
+    ] {
+        let says = format!("update pg2kv.meta set schema_version = {version}, serves = {serves}");
+        bench.sql(&says).await;
+        let looked = leader.session.examine().await.map(drop);
+        let asked = standby.campaign("standby").await;
+        if fits {
+            looked.unwrap();
+            assert_eq!(asked.unwrap(), None);
+        } else {
+            for error in [looked.unwrap_err(), asked.unwrap_err()] {
+                assert_eq!(error.kind(), Kind::Schema, "{error}");
+                assert!(
+                    error.to_string().contains(&format!("version {version}")),
+                    "{error}"
+                );
+            }
+        }
     }
 }
 
