@@ -4,6 +4,8 @@
 //! Owns quoting and renaming. Runs nothing and knows no connection, so that what `pg2kv sql` prints
 //! is what `pg2kv install` runs.
 
+pub mod grants;
+
 use std::fmt;
 
 const INSTALL: &str = include_str!("../deploy/sql/install.sql");

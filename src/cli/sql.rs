@@ -23,6 +23,9 @@ pub(super) fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failu
             .map(|(_, sql)| sql)
             .collect::<Vec<_>>()
             .join("\n"),
+        Some(SqlPart::Grants) => {
+            sql_kit::grants::grants(&config.schema, &config.watches, args.login.as_deref())
+        }
     };
     write!(anstream::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

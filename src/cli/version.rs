@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use super::args::VersionArgs;
 use super::output::Failure;
+use crate::source::SCHEMA_VERSION;
 
 /// Version of the package.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -21,10 +22,26 @@ pub(super) static SHORT: LazyLock<String> = LazyLock::new(|| match REVISION {
 pub(super) fn print(args: &VersionArgs) -> Result<ExitCode, Failure> {
     let mut out = anstream::stdout();
     if args.json {
-        let version = serde_json::json!({ "version": VERSION, "revision": REVISION });
+        let version = serde_json::json!({
+            "version": VERSION,
+            "revision": REVISION,
+            "schema_version": SCHEMA_VERSION,
+            "target": target(),
+        });
         writeln!(out, "{version}")?;
     } else {
         writeln!(out, "pg2kv {}", *SHORT)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What this was compiled for, as the compiler names it.
+fn target() -> String {
+    use std::env::consts::{ARCH, OS};
+    match OS {
+        "linux" if cfg!(target_env = "musl") => format!("{ARCH}-unknown-linux-musl"),
+        "linux" => format!("{ARCH}-unknown-linux-gnu"),
+        "macos" => format!("{ARCH}-apple-darwin"),
+        other => format!("{ARCH}-unknown-{other}"),
+    }
 }
