@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn the_page_on_the_command_line_has_every_verb_and_exit_code() {
-        let page = include_str!("../../deploy/cli.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/cli.md");
+        let page = std::fs::read_to_string(path).unwrap();
         let mut command = command();
         command.build();
         for verb in tree(&command).iter().filter(|verb| !verb.has_subcommands()) {
@@ -166,6 +167,14 @@ mod tests {
             let example = example.unwrap_or_default();
             assert!(example.starts_with("  "), "{name}: {after:?}");
             assert!(example.contains(name), "{name}: {after:?}");
+        }
+    }
+
+    #[test]
+    fn the_list_of_verbs_fits_80_columns() {
+        for line in verbs(&command()).lines() {
+            let line = anstream::adapter::strip_str(line).to_string();
+            assert!(line.chars().count() <= 80, "{line}");
         }
     }
 

@@ -11,7 +11,10 @@ use crate::source::SCHEMA_VERSION;
 /// Version of the package.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Revision of the source, where the build was told.
-const REVISION: Option<&str> = option_env!("PG2KV_REVISION");
+const REVISION: Option<&str> = match option_env!("PG2KV_REVISION") {
+    Some(revision) if !revision.is_empty() => Some(revision),
+    _ => None,
+};
 
 /// What `--version` prints after the name.
 pub(super) static SHORT: LazyLock<String> = LazyLock::new(|| match REVISION {
