@@ -117,7 +117,11 @@ impl Screen {
             writeln!(self.out, "{document}")?;
             return Ok(());
         }
-        let text = words(seen)?;
+        let columns = match self.way {
+            Way::InPlace => self.size().0,
+            Way::Tables(_) | Way::Lines => usize::MAX,
+        };
+        let text = words(seen, columns)?;
         match &mut self.way {
             Way::InPlace => self.draw(&text)?,
             Way::Tables(follows) => {
@@ -140,10 +144,20 @@ impl Screen {
         let every = humantime::format_duration(self.every);
         let heading = format!("{DIM}{}  every {every}, Ctrl-C ends it{DIM:#}", now());
         let text = coloured(&format!("{heading}\n\n{text}"), self.colour)?;
-        let rows = rustix::termios::tcgetwinsize(&self.out).map_or(0, |size| size.ws_row);
-        let frame = fitting(&text, usize::from(rows)).join(LINE_END);
+        let frame = fitting(&text, self.size().1).join(LINE_END);
         write!(self.out, "{HOME}{frame}{CLEAR_REST}")?;
         self.out.flush()
+    }
+
+    /// Columns and rows of the terminal, any number where it does not say.
+    fn size(&self) -> (usize, usize) {
+        let known = |count: u16| match count {
+            0 => usize::MAX,
+            count => usize::from(count),
+        };
+        rustix::termios::tcgetwinsize(&self.out).map_or((usize::MAX, usize::MAX), |size| {
+            (known(size.ws_col), known(size.ws_row))
+        })
     }
 }
 
@@ -157,16 +171,21 @@ impl Drop for Screen {
     }
 }
 
-/// What is seen, for people.
-fn words(seen: &Result<Status, Error>) -> io::Result<String> {
+/// What is seen, for people. Of a table, lines may be too long for the screen; what to do about a
+/// failure must be read to its end.
+fn words(seen: &Result<Status, Error>, columns: usize) -> io::Result<String> {
     let mut out = Vec::new();
     match seen {
         Ok(status) => write_status(&mut out, status)?,
         Err(error) => {
             let what = without_hint(&error.to_string(), error.hint());
-            writeln!(out, "{BAD}no status{BAD:#}  {what}")?;
-            if let Some(hint) = error.hint() {
-                writeln!(out, "  {DIM}help:{DIM:#} {hint}")?;
+            writeln!(out, "{BAD}no status{BAD:#}")?;
+            let help = error.hint().map(|hint| format!("help: {hint}"));
+            for line in std::iter::once(what)
+                .chain(help)
+                .flat_map(|text| wrapped(&text, columns))
+            {
+                writeln!(out, "  {line}")?;
             }
         }
     }
@@ -185,10 +204,25 @@ fn coloured(text: &str, choice: ColorChoice) -> io::Result<String> {
     String::from_utf8(stream.into_inner()).map_err(io::Error::other)
 }
 
-/// The lines that so many rows have room for; any number where that is 0, which is unknown.
+/// The text in lines that fit, two columns left out; a word that is longer stands alone.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + word.chars().count() + 3 <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// The lines that so many rows have room for.
 fn fitting(text: &str, rows: usize) -> Vec<String> {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
-    if rows > 0 && lines.len() > rows {
+    if lines.len() > rows {
         let hidden = lines.len() - rows + 1;
         lines.truncate(rows - 1);
         lines.push(format!("and {hidden} lines more"));
@@ -207,10 +241,21 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_counted() {
         let text = "a\nb\nc\nd\n";
-        assert_eq!(fitting(text, 0), ["a", "b", "c", "d"]);
+        assert_eq!(fitting(text, usize::MAX), ["a", "b", "c", "d"]);
         assert_eq!(fitting(text, 4), ["a", "b", "c", "d"]);
         assert_eq!(fitting(text, 3), ["a", "b", "and 2 lines more"]);
         assert_eq!(fitting(text, 1), ["and 4 lines more"]);
+    }
+
+    #[test]
+    fn what_is_too_long_goes_on_in_the_next_line() {
+        assert_eq!(wrapped("see that it runs", 13), ["see that it", "runs"]);
+        assert_eq!(wrapped("see that it runs", 12), ["see that", "it runs"]);
+        assert_eq!(wrapped("see unbreakable", 5), ["see", "unbreakable"]);
+        assert_eq!(
+            wrapped("see that it runs", usize::MAX),
+            ["see that it runs"]
+        );
     }
 
     #[test]
