@@ -15,6 +15,13 @@ use crate::sql_kit;
 pub(super) fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failure> {
     // Without a part that needs them, there need not be syncs yet; the schema has a default.
     let config = config::load_sql(files, std::env::vars_os())?;
+    if let (Some(_), Some(SqlPart::Install | SqlPart::Uninstall | SqlPart::Watch)) =
+        (&args.login, args.part)
+    {
+        return Err(Failure::usage(
+            "--login changes nothing of this part: it goes with `pg2kv sql` and `pg2kv sql grants`",
+        ));
+    }
     let text = match args.part {
         None => everything(&config, args.login.as_deref()),
         Some(SqlPart::Install) => sql_kit::install(&config.schema),

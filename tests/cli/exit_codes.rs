@@ -88,6 +88,7 @@ fn each_code_of_the_help_is_met() {
     for verb in [
         &["status", "--interval", "1s"][..],
         &["status", "--watch", "--interval", "1ms"],
+        &["sql", "install", "--login", "app"],
     ] {
         assert_eq!(code(verb, &nobody), 2, "{verb:?}");
     }
