@@ -19,12 +19,13 @@ RUN --mount=type=cache,id=pg2kv-registry,target=/usr/local/cargo/registry \
     cargo install cargo-auditable --version 0.7.7 --locked --root /opt/tools
 
 FROM tools AS build
+ARG REVISION=
 WORKDIR /src
 COPY . .
 # Both caches outlive the build, so a change of a source file compiles this crate alone.
 RUN --mount=type=cache,id=pg2kv-registry,target=/usr/local/cargo/registry \
     --mount=type=cache,id=pg2kv-target,target=/src/target \
-    PATH="/opt/tools/bin:$PATH" cargo auditable build --profile dist --locked --bin pg2kv && \
+    PATH="/opt/tools/bin:$PATH" PG2KV_REVISION="$REVISION" cargo auditable build --profile dist --locked --bin pg2kv && \
     install -D target/dist/pg2kv /out/pg2kv
 
 FROM ${BASE_IMAGE}

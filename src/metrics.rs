@@ -133,7 +133,8 @@ fn describe() {
             Type::Histogram => describe_histogram!(metric.name, unit, metric.help),
         }
     }
-    let revision = option_env!("PG2KV_REVISION").unwrap_or("unknown");
+    let revision = option_env!("PG2KV_REVISION").filter(|revision| !revision.is_empty());
+    let revision = revision.unwrap_or("unknown");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION"), "revision" => revision).set(1.0);
     let started = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

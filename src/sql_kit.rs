@@ -4,6 +4,7 @@
 //! Owns quoting and renaming. Runs nothing and knows no connection, so that what `pg2kv sql` prints
 //! is what `pg2kv install` runs.
 
+pub mod grants;
 pub mod upgrade;
 
 use std::fmt;

@@ -3,6 +3,7 @@
 
 mod audit;
 mod chaos;
+mod cli;
 mod config;
 mod daemon;
 mod deploy;

@@ -44,7 +44,7 @@ pub(super) enum Command {
     )]
     Sql(SqlArgs),
 
-    /// Install schema and triggers, or bring them up to this configuration
+    /// Install what this configuration needs, or bring it up to date
     ///
     /// Runs what `pg2kv sql` prints; where a schema of an older version stands, first what `pg2kv sql
     /// upgrade` prints. Harmless to repeat. The tables are locked for milliseconds each; where a lock is
@@ -55,7 +55,14 @@ pub(super) enum Command {
     Install(InstallArgs),
 
     /// Show the leader, and each sync with what waits
-    #[command(after_help = "Example:\n  pg2kv status --json")]
+    ///
+    /// Reads what stands in Postgres, so it does not matter where the daemon runs. With --watch it goes
+    /// on until Ctrl-C, also while Postgres is away: on a terminal in place, elsewhere one table after
+    /// another, or one JSON document a line.
+    #[command(
+        after_help = "Examples:\n  pg2kv status\n  pg2kv status --watch --interval 5s\n  \
+                      pg2kv status --json | jq '.syncs[] | select(.waiting > 1000)'"
+    )]
     Status(StatusArgs),
 
     /// Write every document of a sync again
@@ -65,10 +72,13 @@ pub(super) enum Command {
     /// not the resync. Without a terminal only the last line is printed.
     ///
     /// Exit code 69: it was asked for, but nobody is there to do it.
-    #[command(after_help = "Examples:\n  pg2kv resync users\n  pg2kv resync users --no-wait")]
+    #[command(
+        after_help = "Examples:\n  pg2kv resync users --dry-run\n  pg2kv resync users\n  \
+                      pg2kv resync users --no-wait"
+    )]
     Resync(ResyncArgs),
 
-    /// Compare KV with Postgres, and have the daemon mend what drifted
+    /// Compare KV with Postgres, and have mended what drifted
     ///
     /// Lists the names in KV, renders every row, and compares content hashes. What differs is looked
     /// at twice; keys with a change on its way do not count. Takes no lease, writes nothing, and
@@ -77,10 +87,13 @@ pub(super) enum Command {
     ///
     /// Exit code 0: nothing has drifted; 1: something has, repaired or not; 69: Postgres or
     /// Workers KV does not answer.
-    #[command(after_help = "Examples:\n  pg2kv verify\n  pg2kv verify --repair users")]
+    #[command(
+        after_help = "Examples:\n  pg2kv verify\n  pg2kv verify users --repair --dry-run\n  \
+                      pg2kv verify users --repair"
+    )]
     Verify(VerifyArgs),
 
-    /// Say where a KV key comes from, and whether KV says what Postgres says
+    /// Say where a KV key comes from, and whether KV has it right
     ///
     /// Finds the sync whose template makes the key, reads its row on the primary as the daemon does,
     /// reads the pair from KV, and looks for the key among waiting changes, claims and dead letters.
@@ -121,22 +134,46 @@ pub(super) enum Command {
     ///
     /// With the limits of the real one. For development and tests; in memory unless --data-dir is
     /// given.
-    #[command(after_help = "Example:\n  pg2kv emulator --listen 127.0.0.1:8787 --token secret")]
+    ///
+    /// As with the real one, paths name an account: /client/v4/accounts/ACCOUNT/storage/kv/... So
+    /// kv.account_id must be set: to that of --account, or without one to any 32 hexadecimal digits.
+    #[command(
+        after_help = "Example:\n  pg2kv emulator --listen 127.0.0.1:8787 --token secret\n\n\
+                      And in pg2kv.toml:\n  [kv]\n  api_base_url = \"http://127.0.0.1:8787/client/v4\"\n  \
+                      account_id = \"0123456789abcdef0123456789abcdef\"\n  \
+                      namespace_id = \"0123456789abcdef0123456789abcdef\"\n  api_token = \"secret\""
+    )]
     Emulator(EmulatorArgs),
 
-    /// Show it at work: a throw-away PostgreSQL, the emulator, the daemon, live changes
+    /// Show it at work, on a throw-away PostgreSQL and a local KV
+    ///
+    /// Starts both, installs, runs the daemon, makes changes and tells how long each took to arrive.
+    /// Nothing is left behind.
     #[command(
         after_help = "Examples:\n  pg2kv demo\n  pg2kv demo --headless --rows 10000 --changes 200"
     )]
     Demo(DemoArgs),
 
-    /// Look at the configuration
-    #[command(after_help = "Example:\n  pg2kv config print")]
+    /// Look at the configuration, or print its schema for editors
+    #[command(after_help = "Examples:\n  pg2kv config print\n  pg2kv config schema")]
     Config {
         /// What to do with it.
         #[command(subcommand)]
         command: ConfigCommand,
     },
+
+    /// Print a script that completes pg2kv's arguments in a shell
+    #[command(
+        after_help = "Examples:\n  pg2kv completions bash >/etc/bash_completion.d/pg2kv\n  \
+                      pg2kv completions fish >~/.config/fish/completions/pg2kv.fish\n  \
+                      source <(pg2kv completions zsh)"
+    )]
+    Completions(CompletionsArgs),
+
+    /// Print the manual, or write a page for each verb
+    #[command(after_help = "Examples:\n  pg2kv man | man --local-file -\n  \
+                      pg2kv man /usr/local/share/man/man1")]
+    Man(ManArgs),
 
     /// Print the version
     #[command(after_help = "Example:\n  pg2kv version --json")]
@@ -149,17 +186,20 @@ pub(super) struct SqlArgs {
     pub(super) part: Option<SqlPart>,
 
     /// Role that the daemon logs in as; it is granted what the daemon may do
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, global = true, value_name = "ROLE")]
     pub(super) login: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum SqlPart {
     /// Schema, roles, tables and functions
+    #[command(after_help = "Example:\n  pg2kv sql install | psql \"$ADMIN_URL\"")]
     Install,
     /// Remove everything again, triggers included
+    #[command(after_help = "Example:\n  pg2kv sql uninstall | psql \"$ADMIN_URL\"")]
     Uninstall,
     /// The triggers of each sync
+    #[command(after_help = "Example:\n  pg2kv sql watch | psql \"$ADMIN_URL\"")]
     Watch,
     /// Bring a schema of an older version to that of this program
     ///
@@ -169,6 +209,12 @@ pub(super) enum SqlPart {
         after_help = "Examples:\n  pg2kv sql upgrade | psql \"$ADMIN_URL\"\n  pg2kv sql upgrade --from 1"
     )]
     Upgrade(UpgradeArgs),
+    /// What the daemon's role may do: on our tables, and on each that is watched
+    ///
+    /// Part of `pg2kv install` already. To be read in a review, and to be run after a restore without
+    /// privileges. Nothing is revoked; harmless to repeat.
+    #[command(after_help = "Example:\n  pg2kv sql grants --login app_pg2kv | psql \"$ADMIN_URL\"")]
+    Grants,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -194,6 +240,20 @@ pub(super) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+
+    /// Look again and again, until Ctrl-C
+    #[arg(long)]
+    pub(super) watch: bool,
+
+    /// Time between two looks
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "2s",
+        requires = "watch",
+        value_parser = interval
+    )]
+    pub(super) interval: Duration,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -205,6 +265,10 @@ pub(super) struct ResyncArgs {
     /// Ask for it and return at once
     #[arg(long)]
     pub(super) no_wait: bool,
+
+    /// Say what would be written and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -213,13 +277,16 @@ pub(super) struct VerifyArgs {
     #[arg(value_name = "SYNC")]
     pub(super) sync: Option<String>,
 
-    /// Where anything drifted, ask the daemon for a resync of that sync
+    /// Have the daemon write what drifted again, and delete the orphans
     ///
-    /// It writes every document of the sync again, each of which Workers KV bills, and deletes the
-    /// orphans. Single keys would not do: the daemon does not write a document that it has written
-    /// before and believes to be there.
+    /// Exactly those keys, each of which Workers KV bills; where more of a sync drifted than are kept in
+    /// memory, all of its documents.
     #[arg(long)]
     pub(super) repair: bool,
+
+    /// With --repair: say what would be asked for and change nothing
+    #[arg(long, requires = "repair")]
+    pub(super) dry_run: bool,
 
     /// Print up to 20 drifted keys of each sync in clear text instead of as fingerprints
     #[arg(long)]
@@ -364,7 +431,7 @@ pub(super) struct EmulatorArgs {
     #[arg(long, value_name = "TOKEN")]
     pub(super) token: Option<String>,
 
-    /// Account id that paths must name [default: any, or none]
+    /// Account id that paths must name [default: any]
     #[arg(long, value_name = "ID")]
     pub(super) account: Option<String>,
 
@@ -414,6 +481,29 @@ pub(super) enum ConfigCommand {
     /// Print every value in force with its origin; secrets are left out
     #[command(after_help = "Example:\n  pg2kv config print --config ./pg2kv.toml")]
     Print,
+    /// Print a JSON Schema (draft 2020-12) of the configuration file
+    ///
+    /// Editors complete and check keys by it: those with Taplo where the first line of the file is
+    /// `#:schema ./pg2kv.schema.json`, and in YAML where it is
+    /// `# yaml-language-server: $schema=./pg2kv.schema.json`. What concerns two keys at once, and what
+    /// is missing, `pg2kv check` says.
+    #[command(after_help = "Example:\n  pg2kv config schema >pg2kv.schema.json")]
+    Schema,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ManArgs {
+    /// Directory to write pg2kv.1 and a page for each verb to; it is made where there is none [default:
+    /// the page of pg2kv, to standard output]
+    #[arg(value_name = "DIR")]
+    pub(super) directory: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -421,6 +511,16 @@ pub(super) struct VersionArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Shortest time between two looks: each counts what waits in the outbox.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        interval if interval >= INTERVAL_MIN => Ok(interval),
+        _ => Err("write 100ms or more".to_owned()),
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

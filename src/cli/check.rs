@@ -13,6 +13,10 @@ use crate::sink::kv::KvClient;
 use crate::sink::setup::NamespaceId;
 use crate::source::{self, Finding, Grade};
 
+/// Most likely where an API other than Cloudflare's local simulator finds nothing at our path.
+const NO_ACCOUNT: &str = "set kv.account_id, without which the path has none; `pg2kv emulator` takes any \
+                          32 hexadecimal digits";
+
 pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
     let config = config::load(files, std::env::vars_os())?;
     let mut findings = vec![Finding {
@@ -96,7 +100,11 @@ async fn workers_kv(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (namespace, syncs) in namespaces {
         let answer = client.probe(namespace).await;
-        findings.push(judge(namespace, &syncs.join(", "), &answer));
+        let mut finding = judge(namespace, &syncs.join(", "), &answer);
+        if answer.outcome == Outcome::Unexpected && config.kv.account_id.is_none() {
+            finding.hint = Some(NO_ACCOUNT.to_owned());
+        }
+        findings.push(finding);
     }
     findings
 }

@@ -23,3 +23,10 @@ pub(super) fn print(files: &[PathBuf]) -> Result<ExitCode, Failure> {
         None => Ok(ExitCode::SUCCESS),
     }
 }
+
+/// Needs no configuration.
+pub(super) fn schema() -> Result<ExitCode, Failure> {
+    let schema = crate::config::schema();
+    writeln!(anstream::stdout(), "{schema:#}")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -46,8 +46,11 @@ pub(super) async fn execute(args: EmulatorArgs) -> Result<ExitCode, Failure> {
     })?;
     writeln!(
         anstream::stdout(),
-        "{GOOD}ready{GOOD:#} {} {DIM}namespace {}; {}; {}; Ctrl-C stops it{DIM:#}",
+        "{GOOD}ready{GOOD:#} {} {DIM}account {}; namespace {}; {}; {}; Ctrl-C stops it{DIM:#}",
         emulator.base_url(),
+        args.account
+            .as_deref()
+            .unwrap_or("any 32 hexadecimal digits"),
         args.namespace.join(", "),
         if args.token.is_some() {
             "token required"

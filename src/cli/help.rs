@@ -27,7 +27,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Try out", &["demo", "emulator"]),
-    ("About", &["version"]),
+    ("About", &["completions", "man", "version"]),
 ];
 
 const HEADING: Style = AnsiColor::Green.on_default().bold();
@@ -129,19 +129,66 @@ mod tests {
     }
 
     #[test]
-    fn every_verb_has_an_example() {
-        for verb in command().get_subcommands() {
+    fn the_page_on_the_command_line_has_every_verb_and_exit_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/cli.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let mut command = command();
+        command.build();
+        for verb in tree(&command).iter().filter(|verb| !verb.has_subcommands()) {
+            let name = format!("`{}`", verb.get_bin_name().unwrap_or_default());
+            assert!(page.contains(&name), "{name} is missing");
+        }
+        for (code, meaning) in EXIT_CODES {
+            let row = format!("| {code} | {meaning} |");
+            assert!(page.contains(&row), "{row} is missing");
+        }
+    }
+
+    /// The command and all below it.
+    fn tree(command: &clap::Command) -> Vec<&clap::Command> {
+        let below = command.get_subcommands().flat_map(tree);
+        std::iter::once(command).chain(below).collect()
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        let mut command = command();
+        command.build();
+        for verb in tree(&command) {
+            let name = verb.get_bin_name().unwrap_or_else(|| verb.get_name());
             let after = verb
                 .get_after_help()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            let wanted = format!("  pg2kv {}", verb.get_name());
-            assert!(
-                after.starts_with("Example"),
-                "{}: {after:?}",
-                verb.get_name()
-            );
-            assert!(after.contains(&wanted), "{}: {after:?}", verb.get_name());
+            let example = after
+                .split_once("Example")
+                .and_then(|(_, rest)| rest.split_once(":\n"))
+                .map(|(_, lines)| lines.lines().next().unwrap_or_default());
+            let example = example.unwrap_or_default();
+            assert!(example.starts_with("  "), "{name}: {after:?}");
+            assert!(example.contains(name), "{name}: {after:?}");
+        }
+    }
+
+    #[test]
+    fn the_list_of_verbs_fits_80_columns() {
+        for line in verbs(&command()).lines() {
+            let line = anstream::adapter::strip_str(line).to_string();
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn no_line_of_help_is_wider_than_100_columns() {
+        let mut command = command();
+        command.build();
+        for verb in tree(&command) {
+            let mut verb = verb.clone().term_width(100);
+            for help in [verb.render_help(), verb.render_long_help()] {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 100, "{}: {line}", verb.get_name());
+                }
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ mod emulator;
 mod explain;
 mod help;
 mod logging;
+mod manual;
 mod output;
 mod plan;
 mod progress;
@@ -19,6 +20,7 @@ mod status;
 mod upgrade;
 mod verify;
 mod version;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -82,9 +84,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::ApproveDeletes(args) => status::approve_deletes(&files, &args).await,
         Command::Emulator(args) => emulator::execute(args).await,
         Command::Demo(args) => demo::execute(args).await,
-        Command::Config {
-            command: ConfigCommand::Print,
-        } => config::print(&files),
+        Command::Config { command } => match command {
+            ConfigCommand::Print => config::print(&files),
+            ConfigCommand::Schema => config::schema(),
+        },
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::Version(args) => version::print(&args),
     }
 }

@@ -20,6 +20,18 @@ pub(super) async fn execute(files: &[PathBuf], args: &ResyncArgs) -> Result<Exit
     let config = config::load_database(files, std::env::vars_os())?;
     let admin = Admin::connect(&config.source_settings()).await?;
     let (sync, began) = (args.sync.as_str(), Instant::now());
+    if args.dry_run {
+        let documents = admin.documents(sync).await?;
+        let many = documents.map_or_else(
+            || "as many as its table has".to_owned(),
+            |documents| format!("about {documents}"),
+        );
+        writeln!(
+            anstream::stdout(),
+            "would write every document of {sync} again, {many}; nothing was changed",
+        )?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let marker = admin.resync(sync).await?;
     if args.no_wait {
         writeln!(

@@ -16,6 +16,15 @@ use crate::sql_kit;
 pub(super) async fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failure> {
     // Without a part that needs them, there need not be syncs yet; the schema has a default.
     let config = config::load_sql(files, std::env::vars_os())?;
+    if let (
+        Some(_),
+        Some(SqlPart::Install | SqlPart::Uninstall | SqlPart::Watch | SqlPart::Upgrade(_)),
+    ) = (&args.login, args.part)
+    {
+        return Err(Failure::usage(
+            "--login changes nothing of this part: it goes with `pg2kv sql` and `pg2kv sql grants`",
+        ));
+    }
     let text = match args.part {
         None => everything(&config, args.login.as_deref()),
         Some(SqlPart::Install) => sql_kit::install(&config.schema),
@@ -25,6 +34,9 @@ pub(super) async fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode,
             .map(|(_, sql)| sql)
             .collect::<Vec<_>>()
             .join("\n"),
+        Some(SqlPart::Grants) => {
+            sql_kit::grants::grants(&config.schema, &config.watches, args.login.as_deref())
+        }
     };
     write!(anstream::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

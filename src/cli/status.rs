@@ -1,6 +1,6 @@
 //! `pg2kv status` and `pg2kv approve-deletes`: what stands in the database.
 
-use std::io::Write as _;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,6 +12,9 @@ use crate::config;
 use crate::source::admin::{Admin, Leader, Status, SyncStatus};
 
 pub(super) async fn execute(files: &[PathBuf], args: &StatusArgs) -> Result<ExitCode, Failure> {
+    if args.watch {
+        return super::watch::execute(files, args).await;
+    }
     let config = config::load_database(files, std::env::vars_os())?;
     let status = Admin::connect(&config.source_settings())
         .await?
@@ -20,7 +23,7 @@ pub(super) async fn execute(files: &[PathBuf], args: &StatusArgs) -> Result<Exit
     if args.json {
         writeln!(anstream::stdout(), "{}", as_json(&status))?;
     } else {
-        print(&status)?;
+        write_status(&mut anstream::stdout(), &status)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -50,8 +53,8 @@ pub(super) async fn approve_deletes(
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(status: &Status) -> Result<(), Failure> {
-    let mut out = anstream::stdout();
+/// Writes who leads, and a table of the syncs.
+pub(super) fn write_status(out: &mut impl Write, status: &Status) -> io::Result<()> {
     match &status.leader {
         None => writeln!(
             out,
@@ -88,8 +91,7 @@ fn print(status: &Status) -> Result<(), Failure> {
     ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(status.syncs.iter().map(row));
-    write_table(&mut out, &rows)?;
-    Ok(())
+    write_table(out, &rows)
 }
 
 fn row(sync: &SyncStatus) -> Vec<String> {
@@ -106,7 +108,7 @@ fn row(sync: &SyncStatus) -> Vec<String> {
     ]
 }
 
-fn as_json(status: &Status) -> serde_json::Value {
+pub(super) fn as_json(status: &Status) -> serde_json::Value {
     let leader = status.leader.as_ref().map(|leader| {
         json!({
             "holder": leader.holder,

@@ -59,7 +59,7 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
     }
 
     let drifted = found.iter().any(|(_, report)| report.drifted() > 0);
-    if args.repair && drifted {
+    if args.repair && !args.dry_run && drifted {
         let admin = Admin::connect(&settings).await?;
         for (name, report) in &found {
             if report.is_cut() {
@@ -137,6 +137,21 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
     let drifted: u64 = found.iter().map(|(_, report)| report.drifted()).sum();
     if drifted == 0 {
         writeln!(out, "{GOOD}ok{GOOD:#}  nothing has drifted")?;
+    } else if args.dry_run {
+        let whole: Vec<_> = found
+            .iter()
+            .filter(|(_, report)| report.is_cut())
+            .map(|(name, _)| *name)
+            .collect();
+        let whole = match whole[..] {
+            [] => String::new(),
+            _ => format!(", and every document of {}", whole.join(", ")),
+        };
+        writeln!(
+            out,
+            "{BAD}drift{BAD:#}  would ask the daemon to mend {}{whole}; nothing was changed",
+            count(drifted, "key")
+        )?;
     } else if args.repair {
         writeln!(
             out,
@@ -154,6 +169,7 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
 }
 
 fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
+    let asks = args.repair && !args.dry_run;
     let syncs: Vec<_> = found
         .iter()
         .map(|(name, report)| {
@@ -181,8 +197,8 @@ fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
                 "pending": report.pending,
                 "foreign": report.foreign,
                 "undecided": report.undecided,
-                "repair_asked_for": args.repair && report.drifted() > 0,
-                "resync_asked_for": args.repair && report.is_cut(),
+                "repair_asked_for": asks && report.drifted() > 0,
+                "resync_asked_for": asks && report.is_cut(),
                 "samples": samples,
             })
         })

@@ -14,10 +14,13 @@ mod effective;
 mod layers;
 mod problem;
 mod reader;
+mod reference;
 mod related;
+mod schema;
 mod secrets;
 mod section;
 mod sections;
+mod shape;
 mod syncs;
 
 use std::ffi::OsString;
@@ -35,10 +38,12 @@ use crate::sql_kit::{Schema, WatchSpec};
 
 pub use effective::{Effective, Entry};
 pub use problem::{ConfigErrors, Origin, Problem, Warning};
+pub use schema::schema;
 
 use layers::Sources;
 use problem::Scope;
 use reader::Reader;
+use shape::Shape;
 
 /// The file that is read where none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/pg2kv/pg2kv.toml";
@@ -400,26 +405,40 @@ fn read(
 ) -> (Draft, Vec<Problem>, Effective, Vec<Warning>) {
     let mut problems = Vec::new();
     let sources = Sources::read(paths, environment, &mut problems);
-    let mut reader = Reader {
-        sources: &sources,
-        problems,
-        warnings: Vec::new(),
-        entries: Vec::new(),
-    };
-    let (schema, postgres) = sections::postgres(&mut reader);
-    let (kv, namespace_id) = sections::kv(&mut reader);
-    let queue = sections::queue(&mut reader, kv.as_ref());
-    let lease = sections::lease(&mut reader);
-    let retry = sections::retry(&mut reader, kv.as_ref());
-    let backfill = sections::backfill(&mut reader);
-    let brake = sections::brake(&mut reader);
-    let audit = sections::audit(&mut reader);
-    let shutdown = sections::shutdown(&mut reader);
-    let ops = sections::ops(&mut reader);
-    let log = sections::log(&mut reader);
-    let (watches, syncs) = syncs::read(&mut reader, namespace_id.as_ref());
+    let mut reader = Reader::new(&sources, problems);
+    let draft = draft(&mut reader);
+    (
+        draft,
+        reader.problems,
+        Effective(reader.entries),
+        reader.warnings,
+    )
+}
+
+/// What each key may hold that is met in reading this environment.
+fn shapes(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<Shape> {
+    let mut problems = Vec::new();
+    let sources = Sources::read(&[], environment, &mut problems);
+    let mut reader = Reader::new(&sources, problems);
+    draft(&mut reader);
+    reader.shapes
+}
+
+fn draft(reader: &mut Reader<'_>) -> Draft {
+    let (schema, postgres) = sections::postgres(reader);
+    let (kv, namespace_id) = sections::kv(reader);
+    let queue = sections::queue(reader, kv.as_ref());
+    let lease = sections::lease(reader);
+    let retry = sections::retry(reader, kv.as_ref());
+    let backfill = sections::backfill(reader);
+    let brake = sections::brake(reader);
+    let audit = sections::audit(reader);
+    let shutdown = sections::shutdown(reader);
+    let ops = sections::ops(reader);
+    let log = sections::log(reader);
+    let (watches, syncs) = syncs::read(reader, namespace_id.as_ref());
     reader.finish();
-    let draft = Draft {
+    Draft {
         schema,
         postgres,
         kv,
@@ -434,11 +453,5 @@ fn read(
         log,
         watches,
         syncs,
-    };
-    (
-        draft,
-        reader.problems,
-        Effective(reader.entries),
-        reader.warnings,
-    )
+    }
 }

@@ -12,6 +12,7 @@ use super::layers::{Sources, variable_name};
 use super::problem::{Complaint, Origin, Problem, Scope, Warning};
 use super::related;
 use super::section::Section;
+use super::shape::Shape;
 
 /// From this likeness on two words are near enough for "did you mean"; so are words with one slip.
 const NEAR: f64 = 0.82;
@@ -22,9 +23,21 @@ pub(super) struct Reader<'s> {
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Warning>,
     pub(super) entries: Vec<Entry>,
+    pub(super) shapes: Vec<Shape>,
 }
 
 impl<'s> Reader<'s> {
+    /// Nothing is read yet; `problems` are those of the sources.
+    pub(super) fn new(sources: &'s Sources, problems: Vec<Problem>) -> Self {
+        Self {
+            sources,
+            problems,
+            warnings: Vec::new(),
+            entries: Vec::new(),
+            shapes: Vec::new(),
+        }
+    }
+
     /// The section at `path` (one or two names).
     pub(super) fn section(&mut self, path: &str) -> Section<'_, 's> {
         let found = match path.split_once('.') {

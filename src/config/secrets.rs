@@ -9,6 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::effective::Shown;
 use super::problem::{Complaint, Scope};
 use super::section::Section;
+use super::shape::Form;
 
 /// Largest secret file in bytes: a wrong path must not fill the memory.
 const SECRET_FILE_MAX_BYTES: u64 = 65_536;
@@ -49,6 +50,7 @@ impl Section<'_, '_> {
 
     /// A secret given in place, as it is.
     pub(super) fn inline_secret(&mut self, key: &'static str) -> Option<SecretString> {
+        self.note(key, Form::Secret, None);
         match self.take(key) {
             Some((ValueKind::String(text), origin)) => {
                 self.enter(key, Shown::Secret, origin);

@@ -1,7 +1,7 @@
 //! Typed reading of one section, key by key.
 //!
-//! Owns types. Each method that reads a key also makes the key known and enters it among the values
-//! in force, so the list of keys cannot differ from what is read. Knows nothing of particular keys.
+//! Owns types. Each method that reads a key also makes the key known, notes its shape, and enters it
+//! among the values in force, so the list of keys cannot differ from what is read. Knows nothing of particular keys.
 //!
 //! A method gives `None` only where it has recorded a problem, or where the key is optional and not
 //! set; the caller goes on to the next key, so that all problems come to light at once.
@@ -13,10 +13,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use config::{Map, Value, ValueKind};
+use serde_json::Value as Json;
 
 use super::effective::{Entry, Shown, quoted};
 use super::problem::{Complaint, Origin, Scope};
 use super::reader::Reader;
+use super::shape::{Form, Shape};
 
 /// One section, such as `queue` or `sync.users`.
 pub(super) struct Section<'r, 's> {
@@ -46,6 +48,14 @@ impl<'r, 's> Section<'r, 's> {
             table,
             stand_ins: Vec::new(),
         }
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(super) fn shapes(&mut self) -> &mut Vec<Shape> {
+        &mut self.reader.shapes
     }
 
     /// Path of one of this section's keys.
@@ -153,6 +163,7 @@ impl<'r, 's> Section<'r, 's> {
         expects: &str,
         parse: impl Fn(&str) -> Result<T, Complaint>,
     ) -> Option<T> {
+        self.note(key, Form::Text, default.map(Json::from));
         let (text, origin) = match self.take(key) {
             Some((ValueKind::String(text), origin)) => (text, origin),
             Some((found, origin)) => {
@@ -192,12 +203,14 @@ impl<'r, 's> Section<'r, 's> {
         default: &str,
         range: RangeInclusive<Duration>,
     ) -> Option<Duration> {
-        self.parsed(
+        let found = self.parsed(
             key,
             Some(default),
             "a duration such as \"5s\" or \"100ms\"",
             |text| duration_within(text, &range),
-        )
+        );
+        self.form(Form::Duration(range));
+        found
     }
 
     /// A whole number within `range`.
@@ -208,9 +221,11 @@ impl<'r, 's> Section<'r, 's> {
         range: RangeInclusive<T>,
     ) -> Option<T>
     where
-        T: Copy + Display + PartialOrd + TryFrom<i64>,
+        T: Copy + Display + PartialOrd + TryFrom<i64> + Into<Json>,
     {
         const EXPECTS: &str = "a whole number";
+        let form = Form::Integer((*range.start()).into(), (*range.end()).into());
+        self.note(key, form, Some(default.into()));
         let (number, shown) = match self.plain(key, default, EXPECTS, |found| match found {
             ValueKind::I64(number) => Some(*number),
             _ => None,
@@ -236,11 +251,13 @@ impl<'r, 's> Section<'r, 's> {
         range: RangeInclusive<T>,
     ) -> Option<Option<T>>
     where
-        T: Copy + Display + PartialOrd + TryFrom<i64>,
+        T: Copy + Display + PartialOrd + TryFrom<i64> + Into<Json>,
     {
         if self.is_set(key) {
             return self.number(key, *range.start(), range).map(Some);
         }
+        let form = Form::Integer((*range.start()).into(), (*range.end()).into());
+        self.note(key, form, None);
         self.enter_default(key, None);
         Some(None)
     }
@@ -279,6 +296,7 @@ impl<'r, 's> Section<'r, 's> {
     /// A share of a whole, from 0 to 1.
     pub(super) fn share(&mut self, key: &'static str, default: f64) -> Option<f64> {
         const EXPECTS: &str = "a number from 0 to 1";
+        self.note(key, Form::Share, Some(default.into()));
         let (number, shown) = match self.plain(key, default, EXPECTS, |found| match found {
             ValueKind::Float(number) => Some(*number),
             ValueKind::I64(number @ (0 | 1)) => Some(*number as f64),
@@ -303,6 +321,7 @@ impl<'r, 's> Section<'r, 's> {
 
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> Option<bool> {
+        self.note(key, Form::Boolean, Some(default.into()));
         let (value, origin) = match self.take(key) {
             None => {
                 self.enter_default(key, Some(Shown::Bare(default.to_string())));
@@ -337,6 +356,7 @@ impl<'r, 's> Section<'r, 's> {
         key: &'static str,
         pairs: bool,
     ) -> Option<Vec<(String, String)>> {
+        self.note(key, Form::Names { pairs }, None);
         let expects = if pairs {
             "a list or a table of column names"
         } else {
@@ -475,7 +495,6 @@ pub(super) fn duration_within(
         return Ok(duration);
     }
     let short = duration < *range.start();
-    let show = |d: &Duration| humantime::format_duration(*d).to_string();
     Err(Complaint::new(
         format!(
             "= {} is too {}",
@@ -484,10 +503,21 @@ pub(super) fn duration_within(
         ),
         format!(
             "choose from {} to {}",
-            show(range.start()),
-            show(range.end())
+            span(*range.start()),
+            span(*range.end())
         ),
     ))
+}
+
+/// A span of time in words, by one unit where that is exact.
+pub(super) fn span(time: Duration) -> String {
+    const DAY_SECONDS: u64 = 86_400;
+    let words = humantime::format_duration(time).to_string();
+    if words.contains(' ') && time.subsec_nanos() == 0 && time.as_secs().is_multiple_of(DAY_SECONDS)
+    {
+        return format!("{}d", time.as_secs() / DAY_SECONDS);
+    }
+    words
 }
 
 fn as_text(value: &Value) -> Option<String> {

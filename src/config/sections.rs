@@ -11,6 +11,7 @@ use super::problem::{Complaint, Scope};
 use super::reader::Reader;
 use super::secrets::FoundSecret;
 use super::section::Section;
+use super::shape::Form;
 use super::{
     Audit, Backfill, Brake, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Shutdown,
 };
@@ -27,6 +28,18 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// How long Cloudflare may go on with a request that it has already answered with an error (524).
 /// Source: Cloudflare support, error 524 (100 s), with slack.
 const LATE_WRITE: Duration = Duration::from_secs(120);
+
+/// An id of Cloudflare.
+const ID: &str = "^[0-9a-f]{32}$";
+
+/// What [`is_name`] takes.
+pub(super) const NAME: &str = "^[a-z][a-z0-9_]{0,30}$";
+
+const FORMATS: [(&str, LogFormat); 3] = [
+    ("auto", LogFormat::Auto),
+    ("json", LogFormat::Json),
+    ("text", LogFormat::Text),
+];
 
 /// What prints the ids of namespaces.
 pub(super) const NAMESPACE_SOURCE: &str = "`wrangler kv namespace list`";
@@ -72,6 +85,7 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
     let schema = section.parsed("schema", Some("pg2kv"), "a name", |text| {
         Schema::parse(text).map_err(|_| bad_name(text))
     });
+    section.form(Form::Matching(NAME));
     let doorbell = section.boolean("doorbell", true);
     let poll_interval = section.duration("poll_interval", "5s", 10 * MS..=HOUR);
     let check_interval = section.duration("check_interval", "1m", 100 * MS..=HOUR);
@@ -271,6 +285,7 @@ pub(super) fn lease(reader: &mut Reader<'_>) -> Option<Lease> {
             ))
         }
     });
+    section.default_varies();
     Some(Lease {
         ttl: ttl?,
         holder: holder?,
@@ -388,20 +403,16 @@ pub(super) fn ops(reader: &mut Reader<'_>) -> Option<Ops> {
 
 pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
     let mut section = reader.section("log");
-    let format = section.parsed(
-        "format",
-        Some("auto"),
-        "auto, json or text",
-        |text| match text {
-            "auto" => Ok(LogFormat::Auto),
-            "json" => Ok(LogFormat::Json),
-            "text" => Ok(LogFormat::Text),
-            _ => Err(Complaint::new(
+    let format = section.parsed("format", Some("auto"), "auto, json or text", |text| {
+        let named = FORMATS.iter().find(|(name, _)| *name == text);
+        named.map(|(_, format)| *format).ok_or_else(|| {
+            Complaint::new(
                 format!("= \"{text}\" is not a format"),
                 "choose auto, json or text",
-            )),
-        },
-    );
+            )
+        })
+    });
+    section.form(Form::OneOf(FORMATS.map(|(name, _)| name).to_vec()));
     let level = section.parsed("level", Some("info"), "a level", |text| {
         match tracing_subscriber::EnvFilter::builder().parse(text) {
             // A word that is no level would be taken for the name of a module.
@@ -425,7 +436,7 @@ pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
 impl Section<'_, '_> {
     /// An id of Cloudflare, where set. Outer `None`: a problem was recorded.
     pub(super) fn id(&mut self, key: &'static str, source: &str) -> Option<Option<String>> {
-        self.optional(key, "32 hexadecimal digits", |text| {
+        let found = self.optional(key, "32 hexadecimal digits", |text| {
             NamespaceId::new(text)
                 .map(|_| text.to_owned())
                 .map_err(|_| {
@@ -435,7 +446,9 @@ impl Section<'_, '_> {
                     };
                     Complaint::new(what, format!("{source} prints it"))
                 })
-        })
+        });
+        self.form(Form::Matching(ID));
+        found
     }
 
     /// The URL of an HTTP proxy, where set. Outer `None`: a problem was recorded.

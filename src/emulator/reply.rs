@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 
 use super::limits::Allowance;
 
+/// What the real API leaves to be guessed.
+const NO_ACCOUNT: &str = " The path names no account: it begins with /accounts/ACCOUNT_ID, for which the \
+                          emulator takes any 32 hexadecimal digits unless it was started with --account.";
+
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// A whole reply, not yet sent.
@@ -176,8 +180,11 @@ impl ApiError {
     }
 
     pub(super) fn no_route(path: &str) -> Self {
-        let message =
+        let mut message =
             format!("Could not route to {path}, perhaps your object identifier is invalid?");
+        if path.contains("/storage/kv") && !path.contains("/accounts/") {
+            message.push_str(NO_ACCOUNT);
+        }
         Self::new(StatusCode::NOT_FOUND, 7003, message)
     }
 

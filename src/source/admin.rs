@@ -39,6 +39,8 @@ const WALK: &str = "\
       exists (select from pg2kv.outbox where id = $2), b.phase, b.done, b.estimate, b.rows
     from (values (1)) as one left join pg2kv.backfill as b on b.sync = $1";
 
+const DOCUMENTS: &str = "select keys_estimate from pg2kv.sync where name = $1";
+
 const APPROVE_DELETES: &str = "\
     select to_char(pg2kv.approve_deletes($1, make_interval(secs => $2)) at time zone 'UTC',
       'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
@@ -185,6 +187,24 @@ impl Admin {
         };
         schema::require(&self.settings.schema, &self.link).await?;
         self.link.within(&doing, 5, group).await
+    }
+
+    /// About how many documents a sync has, where that is known.
+    ///
+    /// # Errors
+    /// There is no such sync, or no schema.
+    pub async fn documents(&self, sync: &str) -> Result<Option<u64>, Error> {
+        let doing = format!("looking for sync {sync}");
+        schema::require(&self.settings.schema, &self.link).await?;
+        let sql = self.settings.sql(DOCUMENTS);
+        let of: [&(dyn ToSql + Sync); 1] = [&sync];
+        let group = self.link.client().query_opt(&sql, &of);
+        let Some(row) = self.link.call(&doing, 2, Place::Own, group).await? else {
+            let none = Error::new(Kind::Refused, doing, format!("no sync is named '{sync}'"));
+            return Err(none.with_hint("`pg2kv status` lists them; `pg2kv install` makes one"));
+        };
+        let estimate = row.get::<_, Option<i64>>(0);
+        Ok(estimate.and_then(|keys| u64::try_from(keys).ok()))
     }
 
     /// Reads how far the walk is that `marker` asked for.

@@ -26,17 +26,17 @@ const ID: &str = "0123456789abcdef0123456789abcdef";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A database whose tables are watched, a namespace, and a configuration for both.
-struct Place {
-    emulator: Emulator,
-    config: PathBuf,
+pub(crate) struct Place {
+    pub(crate) emulator: Emulator,
+    pub(crate) config: PathBuf,
     client: Client,
-    database: Database,
+    pub(crate) database: Database,
     _files: TempDir,
 }
 
 impl Place {
     /// `login` is a role of this test alone: roles are shared by the databases of a server.
-    async fn new(login: &str, tables: &str, syncs: &str) -> Self {
+    pub(crate) async fn new(login: &str, tables: &str, syncs: &str) -> Self {
         let database = Database::create(Server::Installed).await;
         let login = database.role(login);
         let client = database.connect().await;
@@ -76,12 +76,12 @@ impl Place {
         place
     }
 
-    async fn pg2kv(&self, arguments: &[&str]) -> Output {
+    pub(crate) async fn pg2kv(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().await.unwrap()
     }
 
     /// Standard output of a verb that ends with `code`.
-    async fn says(&self, code: i32, arguments: &[&str]) -> String {
+    pub(crate) async fn says(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.pg2kv(arguments).await;
         let (out, err) = (text_of(&output.stdout), text_of(&output.stderr));
         assert_eq!(
@@ -92,11 +92,11 @@ impl Place {
         out.to_owned()
     }
 
-    async fn json(&self, code: i32, arguments: &[&str]) -> serde_json::Value {
+    pub(crate) async fn json(&self, code: i32, arguments: &[&str]) -> serde_json::Value {
         serde_json::from_str(&self.says(code, arguments).await).unwrap()
     }
 
-    fn daemon(&self) -> Child {
+    pub(crate) fn daemon(&self) -> Child {
         self.daemon_with(&[])
     }
 
@@ -111,7 +111,7 @@ impl Place {
             .unwrap()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pg2kv"));
         command
             .env_clear()
@@ -122,11 +122,11 @@ impl Place {
         command
     }
 
-    async fn sql(&self, sql: &str) {
+    pub(crate) async fn sql(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap();
     }
 
-    async fn number(&self, sql: &str) -> i64 {
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
         self.client.query_one(sql, &[]).await.unwrap().get(0)
     }
 

@@ -25,7 +25,7 @@ const SYNC: &str = "[sync.item]\ntable = \"public.item\"\nkey = \"item:{id}\"\n\
 
 impl Place {
     /// Writes to KV as anybody with a token can; `ours` says whether it looks like pg2kv's.
-    pub(super) async fn tamper(&self, name: &str, value: Option<&'static str>, ours: bool) {
+    pub(crate) async fn tamper(&self, name: &str, value: Option<&'static str>, ours: bool) {
         let settings = Settings {
             api_base_url: self.emulator.base_url(),
             account: Some(ID.to_owned()),
@@ -65,7 +65,7 @@ impl Place {
     }
 
     /// As after a walk, with nothing waiting, but without a daemon that did it.
-    pub(super) async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         self.sql("delete from pg2kv.outbox; update pg2kv.sync set backfilled_at = now()")
             .await;
     }

@@ -30,23 +30,25 @@ Usage: pg2kv [OPTIONS] <COMMAND>
 Set up:
   check           Check configuration, database, triggers, token and namespaces
   sql             Print the SQL that this configuration needs
-  install         Install schema and triggers, or bring them up to this configuration
-  config          Look at the configuration
+  install         Install what this configuration needs, or bring it up to date
+  config          Look at the configuration, or print its schema for editors
 
 Operate:
   run             Run the daemon
   status          Show the leader, and each sync with what waits
   resync          Write every document of a sync again
-  verify          Compare KV with Postgres, and have the daemon mend what drifted
-  explain         Say where a KV key comes from, and whether KV says what Postgres says
+  verify          Compare KV with Postgres, and have mended what drifted
+  explain         Say where a KV key comes from, and whether KV has it right
   dead-letters    Look at keys that KV cannot take, try them again, or drop them
   approve-deletes Let a mass delete go that the brake holds
 
 Try out:
-  demo            Show it at work: a throw-away PostgreSQL, the emulator, the daemon, live changes
+  demo            Show it at work, on a throw-away PostgreSQL and a local KV
   emulator        Run a local server that speaks the Workers KV REST API
 
 About:
+  completions     Print a script that completes pg2kv's arguments in a shell
+  man             Print the manual, or write a page for each verb
   version         Print the version
 
 Options:
@@ -141,6 +143,10 @@ fn the_version_is_for_people_and_for_programs() {
         serde_json::from_slice(&run(&["version", "--json"]).stdout).unwrap();
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
     assert!(json.as_object().unwrap().contains_key("revision"));
+    assert_eq!(json["schema_version"], pg2kv::sql_kit::VERSION);
+    let target = json["target"].as_str().unwrap();
+    assert!(target.starts_with(std::env::consts::ARCH), "{target}");
+    assert!(target.contains(std::env::consts::OS), "{target}");
 }
 
 #[test]

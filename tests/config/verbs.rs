@@ -228,6 +228,22 @@ async fn check_says_what_is_not_in_order() {
 }
 
 #[tokio::test]
+async fn check_says_that_the_path_names_no_account() {
+    let place = Place::new("accountless_daemon").await;
+    place.install().await;
+    let whole = config(&place.database.url_as(place.login), &place.emulator, TOKEN);
+    let without = whole.replace(&format!("account_id = \"{ID}\"\n"), "");
+    let without = place.files.write("without.toml", &without);
+    let check = pg2kv(&["check"], &without).await;
+    let lines = text(&check.stdout);
+    assert_eq!(check.status.code(), Some(1), "{lines}");
+    assert!(
+        lines.contains("help: set kv.account_id, without which"),
+        "{lines}"
+    );
+}
+
+#[tokio::test]
 async fn a_database_that_does_not_answer_exits_69() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();

@@ -93,6 +93,41 @@ fn systemd_takes_the_unit_and_finds_it_hardened() {
 }
 
 #[test]
+fn what_the_binary_embeds_is_there_where_the_image_is_built() {
+    let ignored = fs::read_to_string(root().join(".dockerignore")).unwrap();
+    let kept: Vec<_> = ignored
+        .lines()
+        .filter_map(|line| line.strip_prefix('!'))
+        .collect();
+    let mut folders = vec![root().join("src")];
+    let mut embedded = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            for found in fs::read_to_string(&path)
+                .unwrap()
+                .split("include_str!(\"")
+                .skip(1)
+            {
+                let file = folder.join(found.split('"').next().unwrap());
+                let file = fs::canonicalize(&file).unwrap_or(file);
+                let file = file
+                    .strip_prefix(fs::canonicalize(root()).unwrap())
+                    .unwrap();
+                embedded += 1;
+                let is_kept = kept.iter().any(|kept| file.starts_with(kept));
+                assert!(is_kept, ".dockerignore lacks !{}", file.display());
+            }
+        }
+    }
+    assert!(embedded > 5, "{embedded}");
+}
+
+#[test]
 fn a_linter_finds_nothing_in_the_dockerfile() {
     let output = tool("hadolint")
         .arg("--failure-threshold")

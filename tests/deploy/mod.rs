@@ -8,4 +8,4 @@ mod chart;
 mod development;
 mod files;
 mod manifests;
-mod tools;
+pub(crate) mod tools;

@@ -14,7 +14,7 @@ pub(super) fn root() -> &'static Path {
 }
 
 /// A program that `scripts/setup test` has installed.
-pub(super) fn tool(name: &str) -> Command {
+pub(crate) fn tool(name: &str) -> Command {
     let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools");
     let path = match name {
         "python" => tools.join("python/bin/python"),
@@ -36,7 +36,7 @@ pub(super) fn printed(command: &mut Command) -> String {
 }
 
 /// Both outputs, for people.
-pub(super) fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     let out = String::from_utf8_lossy(&output.stdout);
     let error = String::from_utf8_lossy(&output.stderr);
     format!("{}\n{out}\n{error}", output.status)

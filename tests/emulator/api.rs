@@ -90,6 +90,13 @@ async fn another_account_and_unknown_paths_are_refused() {
             "{path}"
         );
     }
+    let accountless = send(rig.root(Method::GET, "/storage/kv/namespaces")).await;
+    assert_eq!(accountless.codes(), [7003]);
+    let message = accountless.json()["errors"][0]["message"].to_string();
+    assert!(
+        message.contains("begins with /accounts/ACCOUNT_ID"),
+        "{message}"
+    );
     let listed = send(rig.root(Method::GET, "/accounts?page=1")).await;
     assert_eq!(listed.json()["result"][0]["id"], ACCOUNT);
     let listed = send(rig.root(Method::GET, "/memberships?page=1")).await;

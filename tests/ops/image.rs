@@ -14,6 +14,8 @@ use serde_json::Value;
 use crate::support::wait::{DEADLINE, say};
 use crate::support::world::{NAMESPACE, Plan, Sync, World};
 
+/// What it is said to be built of.
+const REVISION: &str = "0123456789abcdef";
 const IMAGE: &str = "localhost/pg2kv:test";
 /// What a registry stores and a node pulls: the layers, compressed.
 const PULLED_MAX_BYTES: u64 = 30_000_000;
@@ -101,7 +103,7 @@ impl Storage {
             "--volume",
             &format!("{}:/opt/rust:ro", sysroot.trim()),
             "--volume=/etc/ssl/certs:/etc/ssl/certs:ro",
-            "--build-arg=REVISION=0123456789abcdef",
+            &format!("--build-arg=REVISION={REVISION}"),
             "--tag",
             IMAGE,
             root,
@@ -246,7 +248,7 @@ async fn the_image_is_small_and_runs_with_next_to_nothing() {
     for (label, value) in [
         ("title", "pg2kv"),
         ("version", env!("CARGO_PKG_VERSION")),
-        ("revision", "0123456789abcdef"),
+        ("revision", REVISION),
         ("licenses", "Apache-2.0"),
         ("base.name", "gcr.io/distroless/cc-debian12:nonroot"),
     ] {
@@ -268,7 +270,15 @@ async fn the_image_is_small_and_runs_with_next_to_nothing() {
         ] {
             assert!(!root.join(shell).exists(), "{shell}");
         }
-        fs::read(root.join("usr/local/bin/pg2kv")).unwrap()
+        let binary = root.join("usr/local/bin/pg2kv");
+        let version = Command::new(&binary)
+            .args(["version", "--json"])
+            .output()
+            .unwrap();
+        succeed("pg2kv version", &version);
+        let version: Value = serde_json::from_slice(&version.stdout).unwrap();
+        assert_eq!(version["revision"], REVISION);
+        fs::read(binary).unwrap()
     });
     assert!(
         !contains(&binary, b".symtab\0"),

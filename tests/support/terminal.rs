@@ -39,6 +39,11 @@ impl Terminal {
         (Self { text }, Stdio::from(slave))
     }
 
+    /// Everything that was shown so far.
+    pub(crate) fn text(&self) -> String {
+        self.text.borrow().clone()
+    }
+
     /// Waits until a text was shown.
     pub(crate) async fn shows(&self, what: &str) {
         let mut text = self.text.clone();

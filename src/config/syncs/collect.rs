@@ -3,11 +3,15 @@
 use super::super::effective::quoted;
 use super::super::problem::{Complaint, Scope};
 use super::super::section::Section;
+use super::super::shape::Form;
 use super::IDENTIFIER_MAX_BYTES;
 use crate::source::{Collect, CollectInto};
 
 /// What stands in a key template for the number of a shard.
 pub(super) const SHARD: &str = "shard";
+/// The two kinds of documents of many rows.
+const OBJECT: &str = "object";
+const LIST: &str = "list";
 /// Most documents that the rows of one key are divided among: 25 GB, if all are full.
 const SHARDS_MAX: u32 = 1_000;
 
@@ -18,14 +22,15 @@ pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Option<Collect>> {
         None,
         "\"object\" or \"list\"",
         |text| match text {
-            "object" => Ok(true),
-            "list" => Ok(false),
+            OBJECT => Ok(true),
+            LIST => Ok(false),
             other => Err(Complaint::new(
                 format!("= {} is neither of two", quoted(other)),
                 "write \"object\" for a JSON object with a member for each row, or \"list\"",
             )),
         },
     );
+    section.form(Form::OneOf(vec![OBJECT, LIST]));
     let member = section.parsed("member", None, "a column", |name| {
         if name.len() <= IDENTIFIER_MAX_BYTES {
             return Ok(name.to_owned());

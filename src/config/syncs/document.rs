@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::super::ValueSource;
 use super::super::problem::{Complaint, Scope};
 use super::super::section::{Section, duration_within};
+use super::super::shape::Form;
 use crate::change::KV_TTL_MIN_SECONDS;
 use crate::source::{Attributes, ExpirySql};
 
@@ -53,6 +54,7 @@ pub(super) fn attributes(section: &mut Section<'_, '_>) -> Option<Attributes> {
             )),
         }
     });
+    section.form(Form::Duration(TTL));
     let serves = [
         ("content_type", content_type.is_some()),
         ("metadata", metadata.is_some()),
