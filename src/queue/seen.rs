@@ -103,11 +103,12 @@ fn hash(id: u128) -> u64 {
     (id >> 64) as u64
 }
 
-/// Half the room of a [`Content`]. That a hash is zero is as likely as that two are equal.
+/// Two thirds of the room of a [`Content`]. That a hash is this number is as likely as that two
+/// contents have the same one.
 fn code(content: Content) -> u128 {
     match content {
         Content::Present(hash) => hash.0,
-        Content::Absent => 0,
+        Content::Absent => u128::MAX,
     }
 }
 

@@ -106,7 +106,9 @@ const PRIVILEGES: &str = "\
     select w.name || ': execute'
     from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)'),
       ('pg2kv.index_advice(text)'), ('pg2kv.related_label(text, text)'),
-      ('pg2kv.has_index(regclass, text[])'), ('pg2kv.index_for(regclass, text[], text[])')) as w(name)
+      ('pg2kv.has_index(regclass, text[])'), ('pg2kv.index_for(regclass, text[], text[])'),
+      -- Everybody may call these, unless somebody took that away.
+      ('pg_control_system()'), ('pg_walfile_name(pg_lsn)'), ('pg_current_wal_lsn()')) as w(name)
     where not has_function_privilege(w.name, 'execute')
     union all
     select c.name || ': update' from (values ('meta', 'identity'), ('sync', 'backfilled_at'),
@@ -222,7 +224,8 @@ async fn privileges(settings: &Settings, link: &Link) -> Result<Finding, Error> 
         "privileges",
         format!("missing: {}", missing.join(", ")),
         format!(
-            "grant {}_daemon to the role that the daemon logs in as",
+            "grant {}_daemon to the role that the daemon logs in as; of functions of Postgres's own, \
+             grant execute to it",
             settings.schema
         ),
     ))

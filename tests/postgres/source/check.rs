@@ -54,6 +54,12 @@ async fn what_is_wrong_is_found_and_named() {
             "pg2kv.outbox: delete",
         ),
         (
+            "revoke execute on function pg_control_system() from public",
+            "grant execute on function pg_control_system() to public",
+            "privileges",
+            "pg_control_system(): execute",
+        ),
+        (
             "revoke select on items from pg2kv_daemon",
             "grant select on items to pg2kv_daemon",
             "sync items: table",
