@@ -55,6 +55,18 @@ impl Mono {
         Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
     }
 
+    /// The first moment from `self` on that is a multiple of `step` after the origin; `self` where
+    /// `step` is zero.
+    pub fn round_up(self, step: Duration) -> Self {
+        let step = nanos(step);
+        let over = (self.0.get() - 1).checked_rem(step).unwrap_or(0);
+        if over == 0 {
+            self
+        } else {
+            Self(self.0.saturating_add(step - over))
+        }
+    }
+
     /// The moment `by` before `self`, not before the origin.
     pub fn before(self, by: Duration) -> Self {
         let nanos = self.0.get().saturating_sub(nanos(by));

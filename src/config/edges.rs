@@ -50,6 +50,7 @@ impl Config {
             queue: queue::Settings {
                 quiet: queue.quiet,
                 max_wait: queue.max_wait,
+                grain: (queue.quiet / 5).min(LINGER_MAX),
                 key_interval: queue.key_interval,
                 keys_max: queue.keys_max,
                 leading: queue.leading,
@@ -157,8 +158,11 @@ fn source_settings(postgres: &Postgres, lease: &Lease) -> source::Settings {
     }
 }
 
+/// Longest time for which what comes one after the other is gathered.
+const LINGER_MAX: Duration = Duration::from_millis(20);
+
 /// While changes keep coming the outbox is read this often: a part of the debounce that does not
 /// show, and seldom enough to cost next to nothing.
 fn linger(quiet: Duration) -> Duration {
-    (quiet / 5).clamp(Duration::from_millis(2), Duration::from_millis(20))
+    (quiet / 5).clamp(Duration::from_millis(2), LINGER_MAX)
 }

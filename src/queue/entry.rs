@@ -77,7 +77,8 @@ impl Entry {
             if dirty.at_once {
                 dirty.first
             } else {
-                (dirty.last + settings.quiet).min(dirty.first + settings.max_wait)
+                let due = (dirty.last + settings.quiet).min(dirty.first + settings.max_wait);
+                due.round_up(settings.grain)
             }
         });
         let due = dirty.into_iter().chain(self.retry_at).min()?;

@@ -37,6 +37,9 @@ pub struct Settings {
     pub quiet: Duration,
     /// A key that keeps changing is due this long after its first change.
     pub max_wait: Duration,
+    /// Keys become due together, at multiples of this: at most so much later than `quiet` and
+    /// `max_wait` say, in so many fewer batches. May be zero.
+    pub grain: Duration,
     /// Least time between two writes of one key.
     pub key_interval: Duration,
     /// Most distinct keys held at once.

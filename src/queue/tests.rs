@@ -11,6 +11,7 @@ const SYNC: SyncId = SyncId(0);
 const SETTINGS: Settings = Settings {
     quiet: Duration::from_millis(100),
     max_wait: Duration::from_millis(1_000),
+    grain: Duration::ZERO,
     key_interval: Duration::from_millis(1_000),
     keys_max: 100,
     leading: false,
@@ -19,6 +20,30 @@ const SETTINGS: Settings = Settings {
         max: Duration::from_millis(5_000),
     },
 };
+
+#[test]
+fn keys_that_are_due_at_about_the_same_time_are_due_together() {
+    let settings = Settings {
+        grain: Duration::from_millis(20),
+        ..SETTINGS
+    };
+    let mut queue = Queue::new(settings, 1);
+    for (n, ms) in [(1, 1), (2, 7), (3, 20), (4, 21)] {
+        queue.offer(at(ms), SYNC, key(n), OutboxId(i64::from(n)), at(ms));
+    }
+    assert_eq!(queue.due_at(SYNC), Some(at(120)));
+    assert_eq!(queue.take(at(119), SYNC, 9).len(), 0);
+    assert_eq!(queue.take(at(120), SYNC, 9).len(), 3);
+    assert_eq!(queue.due_at(SYNC), Some(at(140)));
+
+    let leading = Settings {
+        leading: true,
+        ..settings
+    };
+    let mut queue = Queue::new(leading, 1);
+    queue.offer(at(1), SYNC, key(1), OutboxId(1), at(1));
+    assert_eq!(queue.due_at(SYNC), Some(at(1)), "at once is at once");
+}
 
 fn at(ms: u64) -> Mono {
     Mono::from_origin(Duration::from_millis(ms))

@@ -31,6 +31,7 @@ fn settings() -> Settings {
         queue: queue::Settings {
             quiet: Duration::ZERO,
             max_wait: Duration::from_secs(1),
+            grain: Duration::ZERO,
             key_interval: Duration::from_secs(1),
             keys_max: 10_000,
             leading: false,

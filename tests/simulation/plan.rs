@@ -102,6 +102,7 @@ impl Plan {
             queue: queue::Settings {
                 quiet: millis(pick(rng, &[0, 20, 100])),
                 max_wait: millis(pick(rng, &[200, 1_000])),
+                grain: millis(pick(rng, &[0, 20])),
                 key_interval: KEY_INTERVAL,
                 keys_max: if calm || scarce {
                     1_000
