@@ -356,6 +356,84 @@ $$;
 comment on function pg2kv.same_key(text[]) is
   'SQL for whether an UPDATE left a key as it is; where it says no, the key may still be the same';
 
+create or replace function pg2kv.record_sql(sync text, key text, recorded text) returns text
+  language sql immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- A key is null only where a column of it may be, and then the expression is a case.
+  select case when key like 'case %'
+    then format('insert into pg2kv.outbox (sync, key)
+        select %L, %s from (select %s) as made (key) where key is not null', sync, format(recorded, 'key'), key)
+    else format('insert into pg2kv.outbox (sync, key) values (%L, %s)', sync, format(recorded, key)) end
+$$;
+comment on function pg2kv.record_sql(text, text, text) is
+  'SQL that records a key, if it is one, in the way that the format "recorded" says';
+
+create or replace function pg2kv.put_capture(
+    label text, sync text, relation regclass, key text[], was text, is_now text, recorded text, about text)
+  returns boolean
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  settings text[] := '{"search_path=pg_catalog, pg_temp"}';
+  body text;
+begin
+  -- This runs in every writer's transaction, so it is static and short and has nothing in it that
+  -- could fail. It runs as pg2kv_owner: writers need no privileges here. Its search_path keeps out
+  -- whatever objects a writer may have made. PL/pgSQL prepares each expression that it comes by anew
+  -- in each transaction, so the usual change comes by few.
+  body := format($capture$
+begin
+  if tg_op = 'UPDATE' then
+    if %3$s then
+      %1$s;
+    else
+      %2$s;
+      -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
+      if (%5$s)::text is distinct from (%6$s)::text then
+        %1$s;
+      end if;
+    end if;
+  elsif tg_op = 'INSERT' then
+    %1$s;
+  elsif tg_op = 'DELETE' then
+    %2$s;
+  else
+    -- TRUNCATE: every key.
+    insert into pg2kv.outbox (sync, key) values (%4$L, null);
+  end if;
+  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
+  -- would cost as much as half of the insert.
+  if pg_sequence_last_value('pg2kv.bell'::regclass) > date_part('epoch', clock_timestamp()) then
+    perform pg_notify('pg2kv', '');
+  end if;
+  return null;
+end
+$capture$, pg2kv.record_sql(sync, is_now, recorded), pg2kv.record_sql(sync, was, recorded),
+           pg2kv.same_key(key), sync, was, is_now);
+  if exists (select from pg_attribute
+             where attrelid = relation and attname = any (put_capture.key)
+               and pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype)) then
+    settings := settings || '{extra_float_digits=1}'; -- or the writer's setting would show in what is recorded
+  end if;
+  if exists (select from pg_proc where oid = to_regprocedure(format('pg2kv.capture_%s()', label))
+             and prosrc = body and proconfig = settings) then
+    return false;
+  end if;
+  execute format('create or replace function pg2kv.capture_%s() returns trigger
+  language plpgsql security definer
+  set search_path = pg_catalog, pg_temp %s
+  as %L', label, 'set ' || settings[2], body);
+  execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', label);
+  execute format('revoke all on function pg2kv.capture_%s() from public', label);
+  execute format('comment on function pg2kv.capture_%s() is %L', label, about);
+  return true;
+end
+$$;
+comment on function pg2kv.put_capture(text, text, regclass, text[], text, text, text, text) is
+  'Makes the trigger function that records the keys of changed rows of a table; false where it was as it should be';
+
 create or replace function pg2kv.shard(key text, shards int) returns int
   language sql immutable parallel safe
   return (('x' || substr(md5(key), 1, 8))::bit(32)::bigint % shards)::int;
@@ -769,8 +847,9 @@ create or replace function pg2kv.watch(
 as $$
 declare
   before pg2kv.sync;
+  is_same boolean;
   unharmed boolean;
-  settings text;
+  renewed boolean;
   primary_key text[];
   advice text;
 begin
@@ -809,66 +888,26 @@ begin
   perform pg2kv.check_unique(relation, key, collect);
 
   select * into before from pg2kv.sync s where s.name = watch.sync;
-  if before.relation = watch.relation and before.key_columns = watch.key
-     and before.columns is not distinct from watch.columns
-     and before.collect = watch.collect and before.shards is not distinct from watch.shards
-     and before.shard_key is not distinct from primary_key
-     and pg2kv.trigger_faults(sync) is null then
-    return format('%s is watched as %s already; nothing was changed', relation, sync);
+  is_same := coalesce(
+    before.relation = watch.relation and before.key_columns = watch.key
+    and before.columns is not distinct from watch.columns
+    and before.collect = watch.collect and before.shards is not distinct from watch.shards
+    and before.shard_key is not distinct from primary_key
+    and pg2kv.trigger_faults(sync) is null, false);
+  if not is_same then
+    perform pg2kv.take_lock(relation, 'share row exclusive');
   end if;
-
-  perform pg2kv.take_lock(relation, 'share row exclusive');
   unharmed := before.name is not null and before.backfilled_at is distinct from '-infinity'
     and pg2kv.trigger_faults(sync) is null;
 
-  -- This runs in every writer's transaction, so it is static and short and has nothing in it that
-  -- could fail. It runs as pg2kv_owner: writers need no privileges here. Its search_path keeps out
-  -- whatever objects a writer may have made.
-  select case when bool_or(pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype))
-      then 'set extra_float_digits = 1' -- or the writer's setting would show in the key
-    end
-    into settings
-    from pg_attribute where attrelid = relation and attname = any (key || primary_key);
-  execute format('create or replace function pg2kv.capture_%s() returns trigger
-  language plpgsql security definer
-  set search_path = pg_catalog, pg_temp %s
-  as %L', sync, settings, format($capture$
-declare
-  was jsonb;
-  is_now jsonb;
-begin
-  if tg_op = 'TRUNCATE' then
-    insert into pg2kv.outbox (sync, key) values (%1$L, null);
-  else
-    if tg_op <> 'DELETE' then
-      is_now := %3$s;
-    end if;
-    -- Mostly the key stays, and to see that is cheaper than to make it twice.
-    if tg_op = 'DELETE' or tg_op = 'UPDATE' and not %4$s then
-      was := %2$s;
-    end if;
-    if was is not null then
-      insert into pg2kv.outbox (sync, key) values (%1$L, was);
-    end if;
-    -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
-    if is_now is not null and (was is null or is_now::text <> was::text) then
-      insert into pg2kv.outbox (sync, key) values (%1$L, is_now);
-    end if;
+  renewed := pg2kv.put_capture(sync, sync, relation, key || primary_key,
+    pg2kv.document_key(relation, key, primary_key, shards, 'old'),
+    pg2kv.document_key(relation, key, primary_key, shards, 'new'), '%s',
+    format('Records the keys of changed rows of %s for the sync %s', relation, sync));
+  if is_same then
+    return format('%s is watched as %s already; %s', relation, sync,
+                  case when renewed then 'its trigger function is a new one' else 'nothing was changed' end);
   end if;
-  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
-  -- would cost as much as half of the insert.
-  if pg_sequence_last_value('pg2kv.bell'::regclass) > date_part('epoch', clock_timestamp()) then
-    perform pg_notify('pg2kv', '');
-  end if;
-  return null;
-end
-$capture$, sync, pg2kv.document_key(relation, key, primary_key, shards, 'old'),
-        pg2kv.document_key(relation, key, primary_key, shards, 'new'), pg2kv.same_key(key || primary_key)));
-  execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', sync);
-  execute format('revoke all on function pg2kv.capture_%s() from public', sync);
-  execute format('comment on function pg2kv.capture_%s() is %L', sync,
-                 format('Records the keys of changed rows of %s for the sync %s', relation, sync));
-
   perform pg2kv.put_triggers(sync, relation, key || watch.columns || primary_key, watch.columns is null, 'the key of the row');
 
   insert into pg2kv.sync (name, relation, key_columns, columns, collect, shards, shard_key)
@@ -952,10 +991,11 @@ declare
   parent pg2kv.sync;
   before pg2kv.related;
   wanted pg2kv.related;
+  is_same boolean;
+  renewed boolean;
   label text := pg2kv.related_label(sync, name);
   key text[];
-  recorded text := 'jsonb_build_object(''related'', %L, ''values'', %s)';
-  settings text;
+  recorded text;
   wrong text;
 begin
   if not pg_has_role('pg2kv_owner', 'usage') then
@@ -1032,68 +1072,33 @@ begin
   end if;
 
   select * into before from pg2kv.related r where r.sync = watch_related.sync and r.name = watch_related.name;
-  if before.relation = watch_related.relation and before.match_from = wanted.match_from
-     and before.match_to = wanted.match_to and before.columns is not distinct from watch_related.columns
-     and before.direct = wanted.direct and pg2kv.trigger_faults(sync) is null then
-    return format('%s is watched as %s of %s already; nothing was changed', relation, name, sync);
+  is_same := coalesce(
+    before.relation = watch_related.relation and before.match_from = wanted.match_from
+    and before.match_to = wanted.match_to and before.columns is not distinct from watch_related.columns
+    and before.direct = wanted.direct and pg2kv.trigger_faults(sync) is null, false);
+  if not is_same then
+    perform pg2kv.take_lock(relation, 'share row exclusive');
   end if;
-
-  perform pg2kv.take_lock(relation, 'share row exclusive');
 
   -- Where the matched columns are the key, a change is the change of that key. Otherwise it is one
   -- row with the values: to look for the keys here would make the writer wait for all of them.
-  key := wanted.match_to;
   if wanted.direct then
-    recorded := '%2$s';
+    recorded := '%s';
     key := array(
       select m.theirs from unnest(parent.key_columns) with ordinality as k (own, position)
       join unnest(wanted.match_from, wanted.match_to) as m (own, theirs) on m.own = k.own
       order by k.position);
-  end if;
-  select case when bool_or(pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype))
-      then 'set extra_float_digits = 1' -- or the writer's setting would show in the values
-    end
-    into settings
-    from pg_attribute where attrelid = relation and attname = any (key);
-  execute format('create or replace function pg2kv.capture_%s() returns trigger
-  language plpgsql security definer
-  set search_path = pg_catalog, pg_temp %s
-  as %L', label, settings, format($capture$
-declare
-  was jsonb;
-  is_now jsonb;
-begin
-  if tg_op = 'TRUNCATE' then
-    insert into pg2kv.outbox (sync, key) values (%1$L, null);
   else
-    if tg_op <> 'DELETE' then
-      is_now := %3$s;
-    end if;
-    -- Mostly the key stays, and to see that is cheaper than to make it twice.
-    if tg_op = 'DELETE' or tg_op = 'UPDATE' and not %6$s then
-      was := %2$s;
-    end if;
-    if was is not null then
-      insert into pg2kv.outbox (sync, key) values (%1$L, %4$s);
-    end if;
-    -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
-    if is_now is not null and (was is null or is_now::text <> was::text) then
-      insert into pg2kv.outbox (sync, key) values (%1$L, %5$s);
-    end if;
+    recorded := format('jsonb_build_object(''related'', %L, ''values'', %%s)', name);
+    key := wanted.match_to;
   end if;
-  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
-  -- would cost as much as half of the insert.
-  if pg_sequence_last_value('pg2kv.bell'::regclass) > date_part('epoch', clock_timestamp()) then
-    perform pg_notify('pg2kv', '');
+  renewed := pg2kv.put_capture(label, sync, relation, key,
+    pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new'), recorded,
+    format('Records which documents of the sync %s changed rows of %s concern', sync, relation));
+  if is_same then
+    return format('%s is watched as %s of %s already; %s', relation, name, sync,
+                  case when renewed then 'its trigger function is a new one' else 'nothing was changed' end);
   end if;
-  return null;
-end
-$capture$, sync, pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new'),
-    format(recorded, name, 'was'), format(recorded, name, 'is_now'), pg2kv.same_key(key)));
-  execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', label);
-  execute format('revoke all on function pg2kv.capture_%s() from public', label);
-  execute format('comment on function pg2kv.capture_%s() is %L', label,
-                 format('Records which documents of the sync %s changed rows of %s concern', sync, relation));
 
   perform pg2kv.put_triggers(label, relation, wanted.match_to || watch_related.columns, watch_related.columns is null,
                              'which documents the row concerns');

@@ -78,7 +78,7 @@ impl Entry {
                 dirty.first
             } else {
                 let due = (dirty.last + settings.quiet).min(dirty.first + settings.max_wait);
-                due.round_up(settings.grain)
+                due.max(self.not_before).round_up(settings.grain)
             }
         });
         let due = dirty.into_iter().chain(self.retry_at).min()?;

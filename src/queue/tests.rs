@@ -36,6 +36,12 @@ fn keys_that_are_due_at_about_the_same_time_are_due_together() {
     assert_eq!(queue.take(at(120), SYNC, 9).len(), 3);
     assert_eq!(queue.due_at(SYNC), Some(at(140)));
 
+    let taken = queue.take(at(140), SYNC, 9).remove(0);
+    queue.resolve(at(153), taken.slot, written(141), 0.5);
+    queue.offer(at(160), SYNC, key(4), OutboxId(5), at(160));
+    let due = queue.due_at(SYNC);
+    assert_eq!(due, Some(at(1_160)), "at the end of its interval too");
+
     let leading = Settings {
         leading: true,
         ..settings

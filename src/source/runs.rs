@@ -40,6 +40,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
         #[test]
         fn the_runs_hold_what_was_given_and_nothing_else(ids in prop::collection::vec(0_i64..60, 0..40)) {
             let runs = of(&ids);

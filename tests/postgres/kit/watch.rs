@@ -5,6 +5,7 @@ use crate::support::postgres::Server;
 
 on_both_servers!(
     watching_again_changes_nothing,
+    watching_again_renews_the_trigger_function,
     watching_with_other_arguments_replaces,
     unwatching_removes_everything_of_the_sync,
     a_table_that_is_in_use_is_named_with_who_uses_it,
@@ -35,6 +36,44 @@ async fn watching_again_changes_nothing(server: Server) {
     );
     assert_eq!(text(&admin, TRIGGERS).await, before);
     assert!(take_keys(&admin).await.is_empty());
+}
+
+async fn watching_again_renews_the_trigger_function(server: Server) {
+    let (_db, admin) = with_kit(server).await;
+    run(
+        &admin,
+        "create table t (id int primary key); create table r (id int primary key);
+         alter table t add r_id int",
+    )
+    .await;
+    let watch = "select pg2kv.watch('t', sync => 't', key => '{id}')";
+    let relate = "select pg2kv.watch_related('r', 't', 'r', '{\"r_id\": \"id\"}')";
+    for (watch, function) in [(watch, "capture_t"), (relate, "\"capture_t$r\"")] {
+        run(&admin, watch).await;
+        let definition = format!("select pg_get_functiondef('pg2kv.{function}()'::regprocedure)");
+        let wanted = text(&admin, &definition).await;
+        let before = text(&admin, TRIGGERS).await;
+        take_keys(&admin).await;
+        for change in [
+            format!(
+                "create or replace function pg2kv.{function}() returns trigger language plpgsql
+                 security definer set search_path = pg_catalog, pg_temp as 'begin return null; end'"
+            ),
+            format!("alter function pg2kv.{function}() set extra_float_digits = 0"),
+        ] {
+            run(&admin, &change).await;
+
+            let answer = text(&admin, watch).await;
+
+            assert!(
+                answer.ends_with(" already; its trigger function is a new one"),
+                "{answer}"
+            );
+            assert_eq!(text(&admin, &definition).await, wanted);
+            assert_eq!(text(&admin, TRIGGERS).await, before);
+            assert!(take_keys(&admin).await.is_empty());
+        }
+    }
 }
 
 async fn watching_with_other_arguments_replaces(server: Server) {
