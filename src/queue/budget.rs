@@ -85,6 +85,11 @@ impl Budget {
             .min(self.server.map_or(u64::MAX, |(left, _)| left))
     }
 
+    /// Whether more than half is left, so that requests need not be saved.
+    pub fn is_ample(&mut self, now: Mono) -> bool {
+        self.left(now) > u64::from(self.usable()) / 2
+    }
+
     /// When a request that can wait may go, `now` at the earliest: while the reserve has one left, or
     /// more than three quarters of the rest is. So it takes nothing from what is in use, and at most
     /// a quarter of what a burst after a quiet time could have.
@@ -95,11 +100,7 @@ impl Budget {
         {
             return until;
         }
-        let usable = self
-            .settings
-            .requests_per_window
-            .saturating_sub(self.settings.reserve_requests);
-        if self.reserve_left() > 0 || self.own_left() > u64::from(usable) * 3 / 4 {
+        if self.reserve_left() > 0 || self.own_left() > u64::from(self.usable()) * 3 / 4 {
             return now;
         }
         let oldest = [&self.from_reserve, &self.sent].map(|sent| sent.front().copied());
@@ -114,9 +115,15 @@ impl Budget {
     fn own_left(&self) -> u64 {
         match self.settings.requests_per_window {
             0 => u64::MAX,
-            limit => u64::from(limit.saturating_sub(self.settings.reserve_requests))
-                .saturating_sub(self.sent.len() as u64),
+            _ => u64::from(self.usable()).saturating_sub(self.sent.len() as u64),
         }
+    }
+
+    /// Requests in a window, without the reserve.
+    fn usable(&self) -> u32 {
+        self.settings
+            .requests_per_window
+            .saturating_sub(self.settings.reserve_requests)
     }
 
     /// When the next request may go, `now` at the earliest.
@@ -141,11 +148,7 @@ impl Budget {
         let (Some(oldest), Some(last)) = (self.sent.front(), self.sent.back()) else {
             return now;
         };
-        let settings = self.settings;
-        let usable = settings
-            .requests_per_window
-            .saturating_sub(settings.reserve_requests);
-        let half = f64::from(usable) / 2.0;
+        let half = f64::from(self.usable()) / 2.0;
         // Full from three quarters of a half on, so that the wait does not set in all at once.
         let scarcity = (4.0 * (1.0 - left as f64 / half)).clamp(0.0, 1.0);
         let frees = (*oldest + WINDOW).since(now);

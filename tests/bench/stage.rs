@@ -68,6 +68,12 @@ const TRIGGERS: &str = "
       insert into public.outbox (user_id) select id from changed;
       return null;
     end $$;
+    create function public.nothing() returns trigger language plpgsql as $$
+    begin
+      return null;
+    end $$;
+    create trigger nothing after update on public.users_empty
+      for each row execute function public.nothing();
     create trigger note after update on public.users_outbox
       for each row execute function public.note_and_ring();
     create trigger note after update on public.users_row
@@ -104,6 +110,8 @@ pub(crate) enum Way {
     OutboxNotify,
     /// Logical decoding, and somebody who reads it.
     Slot,
+    /// A row trigger that does nothing: the least that any costs.
+    EmptyTrigger,
     /// A row trigger fills an outbox, and nobody reads it.
     RowTrigger,
     /// A statement trigger does, from its transition table.
@@ -120,6 +128,7 @@ impl Way {
             Self::NotifyRow => "pg_notify(row_to_json)",
             Self::OutboxNotify => "outbox and NOTIFY",
             Self::Slot => "replication slot",
+            Self::EmptyTrigger => "empty row trigger",
             Self::RowTrigger => "bare row trigger",
             Self::StatementTrigger => "bare statement trigger",
         }
@@ -133,18 +142,20 @@ impl Way {
             Self::NotifyRow => "public.users_notify",
             Self::OutboxNotify => "public.users_outbox",
             Self::Slot => "public.users_slot",
+            Self::EmptyTrigger => "public.users_empty",
             Self::RowTrigger => "public.users_row",
             Self::StatementTrigger => "public.users_statement",
         }
     }
 
     /// One for each table.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Plain,
         Self::Daemon,
         Self::NotifyRow,
         Self::OutboxNotify,
         Self::Slot,
+        Self::EmptyTrigger,
         Self::RowTrigger,
         Self::StatementTrigger,
     ];
@@ -223,7 +234,9 @@ impl Stage {
 
     async fn reader(&self, way: Way) -> Reader {
         match way {
-            Way::Plain | Way::RowTrigger | Way::StatementTrigger => Reader::Nobody,
+            Way::Plain | Way::EmptyTrigger | Way::RowTrigger | Way::StatementTrigger => {
+                Reader::Nobody
+            }
             Way::TriggersAlone => {
                 // As some seconds after the daemon has gone: it had said until when it would sleep.
                 self.world.sql("select setval('pg2kv.bell', 0)").await;

@@ -14,6 +14,9 @@ use crate::relay::{BatchId, Effect, HoldReason, Notice, Settings, backfills, end
 /// Keys of a probe: enough to see whether it works, few enough to lose.
 const PROBE_PAIRS: usize = 100;
 
+/// Fewer pairs are not worth a request of their own.
+const SHARE_PAIRS_MIN: usize = 1_000;
+
 /// A key of a batch.
 #[derive(Debug)]
 pub(super) struct Item {
@@ -62,6 +65,17 @@ impl Term {
         // Batches that are being prepared will spend too.
         let left = shared.budget.left(now) > self.batches.len() as u64;
         (left && shared.budget.ready_at(now) <= now).then_some(pairs)
+    }
+
+    /// While there are requests in plenty, keys that would fit in few batches are divided among as
+    /// many as may be under way: one batch alone is read, then written, and half of the time waits.
+    fn share(&self, shared: &mut Shared<'_>, now: Mono, sync: SyncId, pairs: usize) -> usize {
+        if !shared.budget.is_ample(now) {
+            return pairs;
+        }
+        let free = shared.settings.in_flight_max.saturating_sub(self.flights());
+        let share = self.queue.waiting(sync).div_ceil(free.max(1));
+        share.max(SHARE_PAIRS_MIN).min(pairs)
     }
 
     pub(super) fn sync_allowance(&self, sync: SyncId, now: Mono, pairs: usize) -> Option<usize> {
@@ -130,6 +144,7 @@ impl Term {
                 })
                 .min();
             let Some((_, sync, pairs)) = next else { return };
+            let pairs = self.share(shared, now, sync, pairs);
             let items: Vec<Item> = self
                 .queue
                 .take(now, sync, pairs)

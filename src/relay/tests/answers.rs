@@ -22,6 +22,36 @@ fn a_written_key_is_settled_and_not_written_again() {
 }
 
 #[test]
+fn few_keys_are_divided_while_there_are_requests_in_plenty() {
+    let mut settings = settings();
+    settings.queue.quiet = Duration::from_millis(100);
+    settings.pairs_max = 10_000;
+    settings.fetch_max = 10_000;
+    let batches = |bench: &mut Bench, keys: std::ops::Range<u32>| -> Vec<usize> {
+        bench.change(keys);
+        bench.until_effect(Duration::from_secs(5));
+        let sizes = bench.open.drain(..).filter_map(|effect| match effect {
+            Effect::Prepare { request, .. } => Some(request.keys.len()),
+            _ => None,
+        });
+        sizes.collect()
+    };
+    let mut bench = Bench::leading(settings.clone(), Recovered::default());
+    assert_eq!(batches(&mut bench, 0..5_000), [1_250; 4]);
+    let mut bench = Bench::leading(settings.clone(), Recovered::default());
+    assert_eq!(batches(&mut bench, 0..2_500), [1_000, 1_000, 500]);
+
+    // Half of the budget is used.
+    settings.budget.requests_per_window = 2;
+    settings.budget.reserve_requests = 0;
+    let mut bench = Bench::leading(settings, Recovered::default());
+    let (request, batch) = bench.sent(0);
+    bench.answered(request, batch, Outcome::Written);
+    bench.settled();
+    assert_eq!(batches(&mut bench, 1..5_001), [5_000]);
+}
+
+#[test]
 fn nothing_but_proof_settles() {
     let doubtful = [
         AmbiguousReason::Timeout,
