@@ -50,7 +50,7 @@ impl Config {
             queue: queue::Settings {
                 quiet: queue.quiet,
                 max_wait: queue.max_wait,
-                grain: (queue.quiet / 5).min(LINGER_MAX),
+                grain: (queue.quiet / 2).min(LINGER_MAX),
                 key_interval: queue.key_interval,
                 keys_max: queue.keys_max,
                 leading: queue.leading,
@@ -159,10 +159,10 @@ fn source_settings(postgres: &Postgres, lease: &Lease) -> source::Settings {
 }
 
 /// Longest time for which what comes one after the other is gathered.
-const LINGER_MAX: Duration = Duration::from_millis(20);
+const LINGER_MAX: Duration = Duration::from_millis(50);
 
 /// While changes keep coming the outbox is read this often: a part of the debounce that does not
 /// show, and seldom enough to cost next to nothing.
 fn linger(quiet: Duration) -> Duration {
-    (quiet / 5).clamp(Duration::from_millis(2), LINGER_MAX)
+    (quiet / 2).clamp(Duration::from_millis(2), LINGER_MAX)
 }

@@ -249,7 +249,7 @@ pub(super) fn queue(reader: &mut Reader<'_>, kv: Option<&Kv>) -> Option<Queue> {
              refused with 429",
         );
     }
-    let keys_max = section.number("keys_max", 100_000_usize, 1_000..=10_000_000);
+    let keys_max = section.number("keys_max", 50_000_usize, 1_000..=10_000_000);
     if let (Some(keys_max), Some(kv)) = (keys_max, kv)
         && keys_max < kv.pairs_max
     {

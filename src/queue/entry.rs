@@ -1,6 +1,7 @@
 //! What the queue knows of one key, and when that key is due. Pure.
 
 use super::backoff::{self, Backoff};
+use super::cooling::Calm;
 use super::{OutboxIds, Settings};
 use crate::change::{ClaimId, Key, Mono, SyncId};
 
@@ -65,8 +66,11 @@ impl Entry {
     }
 
     /// From then on the key is as if it had never been written.
-    pub(super) fn calm_at(&self) -> Mono {
-        self.not_before.max(self.repeats_until)
+    pub(super) fn calm(&self) -> Calm {
+        Calm {
+            not_before: self.not_before,
+            repeats_until: self.repeats_until,
+        }
     }
 
     pub(super) fn due_at(&self, settings: &Settings) -> Option<Mono> {

@@ -9,18 +9,20 @@
 
 pub mod backoff;
 pub mod budget;
+mod cooling;
 mod entry;
 mod held;
 mod resolve;
 pub mod seen;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use hashbrown::HashTable;
 use smallvec::{SmallVec, smallvec};
 
+use self::cooling::Cooling;
 use self::entry::{Dirty, Entry, Trouble};
 use crate::change::{ClaimId, Key, Mono, OutboxId, SyncId};
 
@@ -42,7 +44,7 @@ pub struct Settings {
     pub grain: Duration,
     /// Least time between two writes of one key.
     pub key_interval: Duration,
-    /// Most distinct keys held at once.
+    /// Most distinct keys held at once; see [`Queue::room`].
     pub keys_max: usize,
     /// An idle key is due at its first change; only its repeats are debounced.
     pub leading: bool,
@@ -123,8 +125,8 @@ pub struct Queue {
     hasher: RandomState,
     /// By sync, so that a sync on hold costs the others nothing.
     due: Vec<BTreeSet<(Mono, Slot)>>,
-    /// Keys that are idle but were written less than `key_interval` ago.
-    cooling: VecDeque<(Mono, Slot)>,
+    /// Keys that need nothing, but were written less than `key_interval` ago.
+    cooling: Cooling,
     redundant: Vec<OutboxId>,
     in_flight: usize,
     in_doubt: usize,
@@ -143,7 +145,7 @@ impl Queue {
             index: HashTable::new(),
             hasher: RandomState::new(),
             due: (0..syncs).map(|_| BTreeSet::new()).collect(),
-            cooling: VecDeque::new(),
+            cooling: Cooling::default(),
             redundant: Vec::new(),
             in_flight: 0,
             in_doubt: 0,
@@ -153,21 +155,29 @@ impl Queue {
 
     /// Keys held, those that only wait out their interval included.
     pub fn len(&self) -> usize {
+        self.active() + self.cooling.len()
+    }
+
+    /// Keys that something is to be done with.
+    pub fn active(&self) -> usize {
         self.index.len()
     }
 
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.len() == 0
     }
 
     /// Distinct keys that may still be added.
     ///
-    /// Keys that wait for a person take no room from the others, or these would wait too. That has
-    /// its limit: the queue holds twice `keys_max` at most.
+    /// Keys that wait for a person take no room from the others, or these would wait too. Nor do
+    /// those that only wait out their interval, of which little is kept, or they would bound the keys
+    /// that are written in that time. As many as `keys_max` of each do not count, and no more.
     pub fn room(&self) -> usize {
-        let held = self.held.iter().sum::<usize>().min(self.settings.keys_max);
-        self.settings.keys_max.saturating_sub(self.len() - held)
+        let keys_max = self.settings.keys_max;
+        let held = self.held.iter().sum::<usize>().min(keys_max);
+        let cooling = self.cooling.len().saturating_sub(keys_max);
+        keys_max.saturating_sub(self.active() - held + cooling)
     }
 
     /// Keys that are being written.
@@ -211,7 +221,7 @@ impl Queue {
         };
         let offered = match &mut entry.dirty {
             None => {
-                let idle = !entry.in_flight && entry.retry_at.is_none() && entry.calm_at() <= now;
+                let idle = !entry.in_flight && entry.retry_at.is_none() && entry.calm().at() <= now;
                 entry.dirty = Some(Dirty {
                     first: changed_at,
                     last: changed_at,
@@ -418,23 +428,12 @@ impl Queue {
 
     /// Drops keys that were only held for their interval. Called before the queue is asked for work.
     pub fn cool(&mut self, now: Mono) {
-        while let Some(&(until, slot)) = self.cooling.front() {
-            if until > now {
-                break;
-            }
-            self.cooling.pop_front();
-            let idle = self
-                .entry(slot)
-                .is_some_and(|entry| entry.is_idle() && entry.calm_at() <= now);
-            if idle {
-                self.remove(slot);
-            }
-        }
+        self.cooling.forget(now);
     }
 
     /// When the next idle key is dropped.
     pub fn next_cool(&self) -> Option<Mono> {
-        self.cooling.front().map(|(at, _)| *at)
+        self.cooling.next()
     }
 
     /// When the first key of `sync` is due, which may be in the past.
@@ -452,6 +451,7 @@ impl Queue {
         if let Some(slot) = self.find(hash, sync, &key) {
             return slot;
         }
+        let calm = self.cooling.take(hash);
         let entry = Entry {
             sync,
             key,
@@ -465,8 +465,8 @@ impl Queue {
             may_delete: false,
             retry_at: None,
             trouble: None,
-            not_before: Mono::ZERO,
-            repeats_until: Mono::ZERO,
+            not_before: calm.map_or(Mono::ZERO, |calm| calm.not_before),
+            repeats_until: calm.map_or(Mono::ZERO, |calm| calm.repeats_until),
             due: None,
         };
         let slot = match self.vacant.pop() {
@@ -543,10 +543,13 @@ impl Queue {
         };
         if !entry.is_idle() {
             self.reindex(slot);
-        } else if entry.calm_at() > now {
-            self.cooling.push_back((entry.calm_at(), slot));
-        } else {
-            self.remove(slot);
+            return;
+        }
+        let calm = entry.calm();
+        if let Some(hash) = self.remove(slot)
+            && calm.at() > now
+        {
+            self.cooling.put(hash, calm);
         }
     }
 
@@ -568,14 +571,15 @@ impl Queue {
         }
     }
 
-    fn remove(&mut self, slot: Slot) {
-        if let Some(entry) = self.entries.get_mut(slot.0 as usize).and_then(Option::take) {
-            let hash = self.hash(entry.sync, &entry.key);
-            if let Ok(found) = self.index.find_entry(hash, |other| *other == slot) {
-                found.remove();
-            }
-            self.vacant.push(slot);
+    /// Lets go of a key; returns its hash.
+    fn remove(&mut self, slot: Slot) -> Option<u64> {
+        let entry = self.entries.get_mut(slot.0 as usize)?.take()?;
+        let hash = self.hash(entry.sync, &entry.key);
+        if let Ok(found) = self.index.find_entry(hash, |other| *other == slot) {
+            found.remove();
         }
+        self.vacant.push(slot);
+        Some(hash)
     }
 }
 

@@ -161,7 +161,7 @@ fn a_written_key_is_held_for_its_interval_and_then_dropped() {
 }
 
 #[test]
-fn room_counts_every_key_that_is_held() {
+fn room_is_what_the_keys_leave_that_something_is_to_be_done_with() {
     let mut queue = queue(Settings {
         keys_max: 3,
         ..SETTINGS
@@ -175,9 +175,22 @@ fn room_counts_every_key_that_is_held() {
     for one in taken {
         queue.resolve(at(150), one.slot, written(100), 0.5);
     }
-    assert_eq!(queue.room(), 1, "what waits out its interval too");
+    assert_eq!((queue.len(), queue.active()), (2, 0));
+    assert_eq!(queue.room(), 3, "what waits out its interval takes none");
+    for n in 3..=5 {
+        offer(&mut queue, 200, n, i64::from(n) + 1);
+    }
+    for one in queue.take(at(300), SYNC, 10) {
+        queue.resolve(at(350), one.slot, written(300), 0.5);
+    }
+    assert_eq!(queue.len(), 5);
+    assert_eq!(
+        queue.room(),
+        1,
+        "but for what is beyond as many as may be held"
+    );
     queue.cool(at(1_150));
-    assert_eq!(queue.room(), 3);
+    assert_eq!((queue.len(), queue.room()), (3, 3));
 }
 
 #[test]

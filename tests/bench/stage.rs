@@ -352,9 +352,11 @@ impl Reader {
                 stage.world.quiet().await;
                 daemon.stop().await;
             }
-            Self::Listener(tasks) => {
-                for task in tasks {
+            Self::Listener([hearing, taking]) => {
+                // Who takes needs the connection, which goes with who hears.
+                for task in [taking, hearing] {
                     task.abort();
+                    let _ = task.await;
                 }
             }
             Self::Slot(mut child) => {

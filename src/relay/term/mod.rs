@@ -370,7 +370,7 @@ impl Term {
 
     pub(super) fn fill_status(&self, now: Mono, status: &mut Status) {
         status.epoch = Some(self.epoch);
-        status.queue_keys = self.queue.len();
+        status.queue_keys = self.queue.active();
         status.in_flight_keys = self.queue.in_flight();
         status.doubt_keys = self.queue.in_doubt();
         status.claims = self.claims.len();

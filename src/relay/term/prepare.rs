@@ -67,15 +67,18 @@ impl Term {
         (left && shared.budget.ready_at(now) <= now).then_some(pairs)
     }
 
-    /// While there are requests in plenty, keys that would fit in few batches are divided among as
-    /// many as may be under way: one batch alone is read, then written, and half of the time waits.
-    fn share(&self, shared: &mut Shared<'_>, now: Mono, sync: SyncId, pairs: usize) -> usize {
-        if !shared.budget.is_ample(now) {
-            return pairs;
+    /// Most pairs of each batch, where nothing is under way and requests are in plenty: one batch
+    /// alone is read, then written, and half of the time waits. So keys that would fit in few are
+    /// divided among as many as may be under way.
+    fn share(&self, shared: &mut Shared<'_>, now: Mono) -> usize {
+        if self.flights() > 0 || !shared.budget.is_ample(now) {
+            return usize::MAX;
         }
-        let free = shared.settings.in_flight_max.saturating_sub(self.flights());
-        let share = self.queue.waiting(sync).div_ceil(free.max(1));
-        share.max(SHARE_PAIRS_MIN).min(pairs)
+        let waiting: usize = (0..self.syncs.len())
+            .map(|index| self.queue.waiting(sync_id(index)))
+            .sum();
+        let share = waiting.div_ceil(shared.settings.in_flight_max.max(1));
+        share.max(SHARE_PAIRS_MIN)
     }
 
     pub(super) fn sync_allowance(&self, sync: SyncId, now: Mono, pairs: usize) -> Option<usize> {
@@ -131,6 +134,7 @@ impl Term {
     }
 
     pub(super) fn drive_batches(&mut self, shared: &mut Shared<'_>, now: Mono) {
+        let share = self.share(shared, now);
         while let Some(pairs) = self.allowance(shared, now) {
             if let Some((sync, items)) = self.next_half(now) {
                 self.prepare(shared, now, sync, items, None);
@@ -144,10 +148,9 @@ impl Term {
                 })
                 .min();
             let Some((_, sync, pairs)) = next else { return };
-            let pairs = self.share(shared, now, sync, pairs);
             let items: Vec<Item> = self
                 .queue
-                .take(now, sync, pairs)
+                .take(now, sync, pairs.min(share))
                 .into_iter()
                 .map(|taken| Item {
                     slot: taken.slot,

@@ -152,12 +152,28 @@ fn the_next_chunk_waits_until_the_last_one_is_fetched_and_there_is_room() {
     bench.prepared(batch, &request);
     let (request, batch) = bench.write();
     bench.answered(request, batch, Outcome::Written);
-    // They leave the queue when their interval is over, without any event.
-    bench.open.clear();
-    while bench.open.is_empty() {
-        bench.until_effect(Duration::from_secs(2));
-    }
     assert_eq!(ids(&bench.expansion()), [more]);
+}
+
+#[test]
+fn the_next_chunk_waits_while_too_many_keys_wait_out_their_interval() {
+    let mut settings = settings();
+    settings.queue.keys_max = settings.backfill_chunk;
+    let chunk = u32::try_from(settings.backfill_chunk).unwrap();
+    let mut bench = Bench::leading(settings, Recovered::default());
+    for keys in [0..chunk, chunk..2 * chunk] {
+        bench.change(keys);
+        let (batch, request) = bench.prepare();
+        bench.prepared(batch, &request);
+        let (request, batch) = bench.write();
+        bench.answered(request, batch, Outcome::Written);
+        bench.settled();
+    }
+    let marker = bench.relate(7, None);
+    assert_eq!(bench.expansions(), [], "twice as many keys were written");
+    // They are forgotten when their interval is over, without any event.
+    bench.until_effect(Duration::from_secs(2));
+    assert_eq!(ids(&bench.expansion()), [marker]);
 }
 
 #[test]
