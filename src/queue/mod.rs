@@ -32,6 +32,9 @@ pub type OutboxIds = SmallVec<[OutboxId; 2]>;
 /// Outbox rows that one waiting key may hold before all but the oldest are called redundant.
 const IDS_PER_KEY_MAX: usize = 1_000;
 
+/// Keys that only wait out their interval and take no room, for each key of `keys_max`.
+const COOLING_SHARE: usize = 4;
+
 /// Limits and times of a [`Queue`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -172,11 +175,13 @@ impl Queue {
     ///
     /// Keys that wait for a person take no room from the others, or these would wait too. Nor do
     /// those that only wait out their interval, of which little is kept, or they would bound the keys
-    /// that are written in that time. As many as `keys_max` of each do not count, and no more.
+    /// that are written in that time. Both have their limits: as many as `keys_max` of the one, and
+    /// [`COOLING_SHARE`] times as many of the other.
     pub fn room(&self) -> usize {
         let keys_max = self.settings.keys_max;
         let held = self.held.iter().sum::<usize>().min(keys_max);
-        let cooling = self.cooling.len().saturating_sub(keys_max);
+        let free = keys_max.saturating_mul(COOLING_SHARE);
+        let cooling = self.cooling.len().saturating_sub(free);
         keys_max.saturating_sub(self.active() - held + cooling)
     }
 

@@ -177,20 +177,16 @@ fn room_is_what_the_keys_leave_that_something_is_to_be_done_with() {
     }
     assert_eq!((queue.len(), queue.active()), (2, 0));
     assert_eq!(queue.room(), 3, "what waits out its interval takes none");
-    for n in 3..=5 {
+    for n in 3..=14 {
         offer(&mut queue, 200, n, i64::from(n) + 1);
     }
-    for one in queue.take(at(300), SYNC, 10) {
+    for one in queue.take(at(300), SYNC, 20) {
         queue.resolve(at(350), one.slot, written(300), 0.5);
     }
-    assert_eq!(queue.len(), 5);
-    assert_eq!(
-        queue.room(),
-        1,
-        "but for what is beyond as many as may be held"
-    );
+    assert_eq!(queue.len(), 14);
+    assert_eq!(queue.room(), 1, "but for those beyond four times as many");
     queue.cool(at(1_150));
-    assert_eq!((queue.len(), queue.room()), (3, 3));
+    assert_eq!((queue.len(), queue.room()), (12, 3));
 }
 
 #[test]

@@ -77,6 +77,8 @@ struct Bench {
     notices: Vec<Notice>,
     /// Effects that a test looks at.
     open: Vec<Effect>,
+    /// The next fetch does not come to the end.
+    more: bool,
 }
 
 impl Bench {
@@ -88,6 +90,7 @@ impl Bench {
             next_id: 0,
             notices: Vec::new(),
             open: Vec::new(),
+            more: false,
         }
     }
 
@@ -124,8 +127,10 @@ impl Bench {
             Effect::Fetch { limit, .. } => {
                 let count = self.outbox.len().min(limit);
                 let changes = self.outbox.drain(..count).collect();
+                let more = std::mem::take(&mut self.more);
                 self.give(Event::Fetched(Ok(Fetched {
                     changes,
+                    more,
                     ..Default::default()
                 })));
             }

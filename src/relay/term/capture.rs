@@ -20,6 +20,8 @@ pub(super) struct Fetch {
     rung: bool,
     /// We wrote into the outbox ourselves, and nobody rings for that.
     expected: bool,
+    /// The last fetch did not come to the end.
+    more: bool,
     next: NextFetch,
 }
 
@@ -45,11 +47,17 @@ impl Fetch {
             out: false,
             rung: false,
             expected: false,
+            more: false,
             next: NextFetch::Awake {
                 at: now,
                 cause: WakeCause::Poll,
             },
         }
+    }
+
+    /// Whether the outbox is known to hold more than was fetched.
+    pub(super) fn has_more(&self) -> bool {
+        self.more
     }
 
     /// When to fetch next; `None` while a fetch is out.
@@ -125,6 +133,7 @@ impl Term {
                 return Ok(());
             }
         };
+        self.fetch.more = fetched.more;
         let (changes, mut coalesced) = (fetched.changes.len(), 0);
         self.expansions.fetched(&fetched.changes, fetched.more);
         for change in fetched.changes {

@@ -67,11 +67,11 @@ impl Term {
         (left && shared.budget.ready_at(now) <= now).then_some(pairs)
     }
 
-    /// Most pairs of each batch, where nothing is under way and requests are in plenty: one batch
-    /// alone is read, then written, and half of the time waits. So keys that would fit in few are
-    /// divided among as many as may be under way.
+    /// Most pairs of each batch, where these are all keys that wait and requests are in plenty: one
+    /// batch alone is read, then written, and half of the time waits. So keys that would fit in few
+    /// are divided among as many as may be under way.
     fn share(&self, shared: &mut Shared<'_>, now: Mono) -> usize {
-        if self.flights() > 0 || !shared.budget.is_ample(now) {
+        if self.flights() > 0 || self.fetch.has_more() || !shared.budget.is_ample(now) {
             return usize::MAX;
         }
         let waiting: usize = (0..self.syncs.len())

@@ -26,7 +26,7 @@ fn few_keys_are_divided_while_there_are_requests_in_plenty() {
     let mut settings = settings();
     settings.queue.quiet = Duration::from_millis(100);
     settings.pairs_max = 10_000;
-    settings.fetch_max = 10_000;
+    settings.fetch_max = 6_000;
     let batches = |bench: &mut Bench, keys: std::ops::Range<u32>| -> Vec<usize> {
         bench.change(keys);
         bench.until_effect(Duration::from_secs(5));
@@ -40,6 +40,15 @@ fn few_keys_are_divided_while_there_are_requests_in_plenty() {
     assert_eq!(batches(&mut bench, 0..5_000), [1_250; 4]);
     let mut bench = Bench::leading(settings.clone(), Recovered::default());
     assert_eq!(batches(&mut bench, 0..2_500), [1_000, 1_000, 500]);
+
+    // More is to come, and would go in requests that are less than full.
+    for (more, sizes) in [(true, vec![5_000]), (false, vec![1_250; 4])] {
+        let mut settings = settings.clone();
+        settings.queue.quiet = Duration::ZERO;
+        let mut bench = Bench::leading(settings, Recovered::default());
+        bench.more = more;
+        assert_eq!(batches(&mut bench, 0..5_000), sizes, "{more}");
+    }
 
     // Half of the budget is used.
     settings.budget.requests_per_window = 2;

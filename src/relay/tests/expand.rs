@@ -161,8 +161,8 @@ fn the_next_chunk_waits_while_too_many_keys_wait_out_their_interval() {
     settings.queue.keys_max = settings.backfill_chunk;
     let chunk = u32::try_from(settings.backfill_chunk).unwrap();
     let mut bench = Bench::leading(settings, Recovered::default());
-    for keys in [0..chunk, chunk..2 * chunk] {
-        bench.change(keys);
+    for first in (0..5).map(|number| number * chunk) {
+        bench.change(first..first + chunk);
         let (batch, request) = bench.prepare();
         bench.prepared(batch, &request);
         let (request, batch) = bench.write();
@@ -170,7 +170,11 @@ fn the_next_chunk_waits_while_too_many_keys_wait_out_their_interval() {
         bench.settled();
     }
     let marker = bench.relate(7, None);
-    assert_eq!(bench.expansions(), [], "twice as many keys were written");
+    assert_eq!(
+        bench.expansions(),
+        [],
+        "five times as many keys were written"
+    );
     // They are forgotten when their interval is over, without any event.
     bench.until_effect(Duration::from_secs(2));
     assert_eq!(ids(&bench.expansion()), [marker]);
