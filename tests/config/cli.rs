@@ -164,9 +164,9 @@ fn config_print_shows_each_value_with_its_origin() {
         "[postgres]",
         "url               = \"[redacted]\"  # FILE, line 3",
         "# url_file is not set",
-        "quiet        = \"5ms\"   # environment variable PG2KV__QUEUE__QUIET",
+        "quiet        = \"5ms\"  # environment variable PG2KV__QUEUE__QUIET",
         "key          = \"user:{id}\"     # FILE, line 9",
-        "leading      = false   # default",
+        "leading      = false  # default",
     ] {
         assert!(
             printed.lines().any(|printed| printed == line),
