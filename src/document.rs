@@ -10,6 +10,7 @@
 mod metadata;
 mod template;
 
+use smallvec::SmallVec;
 pub use template::{Template, TemplateError};
 
 use crate::change::{
@@ -26,6 +27,8 @@ pub const METADATA_TYPE_MEMBER: &str = "content_type";
 /// the moment of its end: KV refuses a moment that is not a minute ahead by its own clock, and the
 /// way there, or a clock that is off, must not make a row poison.
 const SHORT_LIFE_SECONDS: u64 = 180;
+
+const TOGETHER_BYTES: usize = 1_024;
 
 /// What is to stand in KV for a key: its columns name the pair, its draft is the content, and no
 /// draft means that there must be no pair.
@@ -127,7 +130,6 @@ fn expiration(expiry: Expiry) -> Option<Expiration> {
 /// expiry as the rows say it, and the members of the metadata that are not the hash, as JSON text
 /// or empty.
 pub fn content_hash(value: &Value, expiry: Expiry, own_metadata: &str) -> ContentHash {
-    let mut hasher = blake3::Hasher::new();
     let kind = match value {
         Value::Text(_) => b't',
         Value::Binary(_) => b'b',
@@ -138,15 +140,34 @@ pub fn content_hash(value: &Value, expiry: Expiry, own_metadata: &str) -> Conten
         Expiry::After(seconds) => (2, u64::from(seconds)),
     };
     // Lengths and tags stand before what varies, so that no two contents run into the same bytes.
-    hasher.update(&[kind]);
-    hasher.update(&(value.bytes().len() as u64).to_le_bytes());
-    hasher.update(value.bytes());
-    hasher.update(&[expiry]);
-    hasher.update(&seconds.to_le_bytes());
-    hasher.update(own_metadata.as_bytes());
+    let hash = hash_of(&[
+        &[kind],
+        &(value.bytes().len() as u64).to_le_bytes(),
+        value.bytes(),
+        &[expiry],
+        &seconds.to_le_bytes(),
+        own_metadata.as_bytes(),
+    ]);
     let mut first = [0; 16];
-    first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    first.copy_from_slice(&hash.as_bytes()[..16]);
     ContentHash(u128::from_be_bytes(first))
+}
+
+/// Hash of one part after the other. Few bytes are put together first: a hasher that takes them part
+/// by part costs as much as the hash itself.
+fn hash_of(parts: &[&[u8]]) -> blake3::Hash {
+    let mut together = SmallVec::<[u8; TOGETHER_BYTES]>::new();
+    if parts.iter().map(|part| part.len()).sum::<usize>() <= TOGETHER_BYTES {
+        for part in parts {
+            together.extend_from_slice(part);
+        }
+        return blake3::hash(&together);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Owns its layout and its limit. The user's members go in as the text that Postgres gave, without
 //! the white space between them: a number keeps every digit.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
@@ -61,7 +61,12 @@ pub(super) fn own_members(
 /// [`PoisonReason::BadMetadata`] where it is over the limit of Workers KV.
 pub(super) fn with_hash(hash: ContentHash, own_members: &str) -> Result<Arc<str>, Poison> {
     let comma = if own_members.is_empty() { "" } else { "," };
-    let text = format!(r#"{{"{METADATA_HASH_MEMBER}":"{hash}"{comma}{own_members}}}"#);
+    let mut text = String::with_capacity(48 + own_members.len());
+    // Nothing that is written to a string fails.
+    let _ = write!(
+        text,
+        r#"{{"{METADATA_HASH_MEMBER}":"{hash}"{comma}{own_members}}}"#
+    );
     if text.len() > KV_METADATA_MAX_BYTES {
         return Err(bad(format!(
             "the metadata has {} bytes with the hash of pg2kv; Workers KV allows \

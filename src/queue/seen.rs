@@ -4,6 +4,8 @@
 //! Forgetting is always safe: it costs one write. Remembering wrongly is not, so whoever doubts a
 //! write must [`Seen::forget`] it.
 
+use std::hash::{BuildHasher as _, RandomState};
+
 use hashbrown::HashTable;
 
 use crate::change::{ContentHash, Key, SyncId};
@@ -24,6 +26,8 @@ pub struct Seen {
     max: usize,
     young: HashTable<Entry>,
     old: HashTable<Entry>,
+    /// Two, for 64 bits each.
+    hashers: [RandomState; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +43,13 @@ impl Seen {
             max,
             young: HashTable::new(),
             old: HashTable::new(),
+            hashers: [RandomState::new(), RandomState::new()],
         }
     }
 
     /// Whether `content` is what was last proven to stand there.
     pub fn is(&self, sync: SyncId, key: &Key, content: Content) -> bool {
-        let id = id(sync, key);
+        let id = self.id(sync, key);
         let known = find(&self.young, id).or_else(|| find(&self.old, id));
         known.is_some_and(|entry| entry.content == code(content))
     }
@@ -55,7 +60,7 @@ impl Seen {
             self.old = std::mem::take(&mut self.young);
         }
         let new = Entry {
-            id: id(sync, key),
+            id: self.id(sync, key),
             content: code(content),
         };
         let entry = self.young.entry(
@@ -68,7 +73,7 @@ impl Seen {
 
     /// Drops what is known of a key.
     pub fn forget(&mut self, sync: SyncId, key: &Key) {
-        let id = id(sync, key);
+        let id = self.id(sync, key);
         for table in [&mut self.young, &mut self.old] {
             if let Ok(found) = table.find_entry(hash(id), |entry| entry.id == id) {
                 found.remove();
@@ -81,17 +86,16 @@ impl Seen {
         self.young.clear();
         self.old.clear();
     }
-}
 
-/// 128 bits stand for the key: a collision would need both the key and the content to agree.
-fn id(sync: SyncId, key: &Key) -> u128 {
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(&sync.0.to_le_bytes())
-        .update(key.as_str().as_bytes());
-    let mut id = [0; 16];
-    hasher.finalize_xof().fill(&mut id);
-    u128::from_le_bytes(id)
+    /// 128 bits stand for the key, of a hash whose key nobody knows: a collision would need both the
+    /// key and the content to agree.
+    fn id(&self, sync: SyncId, key: &Key) -> u128 {
+        let [high, low] = self
+            .hashers
+            .each_ref()
+            .map(|hasher| u128::from(hasher.hash_one((sync, key))));
+        high << 64 | low
+    }
 }
 
 fn find(table: &HashTable<Entry>, id: u128) -> Option<&Entry> {

@@ -37,7 +37,8 @@ pub enum EncodeError {
 /// [`EncodeError`], before anything is allocated. It cannot befall a single pair: a pair within
 /// its own limits takes less than 55 MB.
 pub fn encode_put(documents: &[Document]) -> Result<Bytes, EncodeError> {
-    encode(documents, put_bytes, write_pair)
+    let pairs: Vec<_> = documents.iter().map(Pair::of).collect();
+    encode(&pairs, Pair::bytes, write_pair)
 }
 
 /// The body of `POST …/bulk/delete`.
@@ -52,22 +53,40 @@ pub fn encode_delete(names: &[KvName]) -> Result<Bytes, EncodeError> {
 
 /// Exact number of bytes that the pair takes in a body, without the comma after it.
 pub fn put_bytes(document: &Document) -> usize {
-    let value = match form(&document.value) {
-        Form::Text(text) => string_bytes(text),
-        Form::Base64 => BASE64_MEMBER.len() + 2 + base64_bytes(document.value.bytes().len()),
-    };
-    let expiration = document.expiration.map_or(0, |expiration| {
-        let (member, seconds) = expiration_member(expiration);
-        member.len() + decimal_digits(seconds)
-    });
-    NAME_MEMBER.len()
-        + string_bytes(document.name.as_str())
-        + VALUE_MEMBER.len()
-        + value
-        + expiration
-        + METADATA_MEMBER.len()
-        + document.metadata.len()
-        + 1
+    Pair::of(document).bytes()
+}
+
+/// A document with how it stands in a body.
+struct Pair<'a> {
+    document: &'a Document,
+    form: Form<'a>,
+}
+
+impl<'a> Pair<'a> {
+    fn of(document: &'a Document) -> Self {
+        let form = form(&document.value);
+        Self { document, form }
+    }
+
+    fn bytes(&self) -> usize {
+        let document = self.document;
+        let value = match self.form {
+            Form::Text { bytes, .. } => bytes,
+            Form::Base64 => BASE64_MEMBER.len() + 2 + base64_bytes(document.value.bytes().len()),
+        };
+        let expiration = document.expiration.map_or(0, |expiration| {
+            let (member, seconds) = expiration_member(expiration);
+            member.len() + decimal_digits(seconds)
+        });
+        NAME_MEMBER.len()
+            + string_bytes(document.name.as_str())
+            + VALUE_MEMBER.len()
+            + value
+            + expiration
+            + METADATA_MEMBER.len()
+            + document.metadata.len()
+            + 1
+    }
 }
 
 /// Exact number of bytes that the name takes in a body, without the comma after it.
@@ -108,12 +127,13 @@ fn encode<T>(
     Ok(out.into())
 }
 
-fn write_pair(out: &mut Vec<u8>, document: &Document) {
+fn write_pair(out: &mut Vec<u8>, pair: &Pair<'_>) {
+    let document = pair.document;
     out.extend_from_slice(NAME_MEMBER.as_bytes());
     write_string(out, document.name.as_str());
     out.extend_from_slice(VALUE_MEMBER.as_bytes());
-    match form(&document.value) {
-        Form::Text(text) => write_string(out, text),
+    match pair.form {
+        Form::Text { text, .. } => write_string(out, text),
         Form::Base64 => {
             write_base64(out, document.value.bytes());
             out.extend_from_slice(BASE64_MEMBER.as_bytes());
@@ -142,7 +162,11 @@ fn decimal_digits(number: u64) -> usize {
 
 /// How the bytes of a value stand in the body; what KV stores is the same either way.
 enum Form<'a> {
-    Text(&'a str),
+    /// `bytes` is what it takes with quotes and escapes.
+    Text {
+        text: &'a str,
+        bytes: usize,
+    },
     Base64,
 }
 
@@ -152,8 +176,11 @@ fn form(value: &Value) -> Form<'_> {
     let Value::Text(bytes) = value else {
         return Form::Base64;
     };
-    match std::str::from_utf8(bytes) {
-        Ok(text) if string_bytes(text) <= 2 * text.len() + 2 => Form::Text(text),
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Form::Base64;
+    };
+    match string_bytes(text) {
+        bytes if bytes <= 2 * text.len() + 2 => Form::Text { text, bytes },
         _ => Form::Base64,
     }
 }
@@ -175,14 +202,29 @@ fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 fn string_bytes(text: &str) -> usize {
-    2 + text.bytes().map(|byte| escape(byte).len()).sum::<usize>()
+    let bytes = text.bytes().map(|byte| ESCAPED[usize::from(byte)]);
+    2 + bytes.map(usize::from).sum::<usize>()
 }
+
+/// How many bytes each byte takes.
+const ESCAPED: [u8; 256] = {
+    let mut bytes = [0; 256];
+    let mut byte = 0;
+    while byte < bytes.len() {
+        bytes[byte] = escape(byte as u8).len();
+        byte += 1;
+    }
+    bytes
+};
 
 fn write_string(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     let mut plain_from = 0;
     out.push(b'"');
     for (at, byte) in bytes.iter().enumerate() {
+        if ESCAPED[usize::from(*byte)] == 1 {
+            continue;
+        }
         let escaped = match escape(*byte) {
             Escape::Plain => continue,
             Escape::Short(letter) => &[b'\\', letter][..],
@@ -204,7 +246,7 @@ enum Escape {
 }
 
 impl Escape {
-    fn len(&self) -> usize {
+    const fn len(&self) -> u8 {
         match self {
             Self::Plain => 1,
             Self::Short(_) => 2,
@@ -213,7 +255,7 @@ impl Escape {
     }
 }
 
-fn escape(byte: u8) -> Escape {
+const fn escape(byte: u8) -> Escape {
     match byte {
         b'"' | b'\\' => Escape::Short(byte),
         0x08 => Escape::Short(b'b'),

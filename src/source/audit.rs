@@ -31,7 +31,7 @@ const NO_EPOCH: Epoch = Epoch(-1);
 const PENDING: &str = "\
     select (case jsonb_typeof(key) when 'object' then key -> 'again' else key end)::text
       from pg2kv.outbox where sync = $1
-    union all select unnest(keys)::text from pg2kv.claim where sync = $1
+    union all select unnest(keys) from pg2kv.claim where sync = $1
     union all select null from pg2kv.backfill where sync = $1
     union all select null from pg2kv.sync where name = $1 and backfilled_at is null";
 

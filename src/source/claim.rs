@@ -18,7 +18,7 @@ use tokio_postgres::types::ToSql;
 
 use super::error::{Error, Kind, Place};
 use super::link::Link;
-use super::rows::Plan;
+use super::rows::{KeyTexts, Plan};
 use super::runs::runs;
 use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
@@ -38,7 +38,7 @@ const CLAIM: &str = "\
     ),
     claimed as (
       insert into pg2kv.claim (epoch, sync, keys)
-      select $1, $3::text, $4::text[]::jsonb[] from fence where cardinality($4::text[]) > 0
+      select $1, $3::text, $4::text[] from fence where cardinality($4::text[]) > 0
       returning id
     ),
     moved as (
@@ -293,6 +293,8 @@ impl Reader {
         doing: &str,
     ) -> Result<Read, Error> {
         let failed = |error| Error::from_driver(Place::Relation, doing, error);
+        let plan = &prepared.plan;
+        let texts = KeyTexts::of(keys, plan.columns);
         let mut read = Read {
             rows: Vec::with_capacity(keys.len()),
             bytes: 0,
@@ -302,7 +304,7 @@ impl Reader {
         let rows = self
             .link
             .client()
-            .query_raw(&prepared.plan.rows, [&keys])
+            .query_raw(&plan.rows, texts.parameters())
             .await
             .map_err(failed)?;
         let mut rows = pin!(rows);
@@ -316,14 +318,18 @@ impl Reader {
                 )
                 .with_hint("put a unique index on the key columns"));
             }
-            let columns = (1..=prepared.plan.columns)
-                .map(|at| {
-                    row.try_get::<_, Option<String>>(at)
-                        .map(Option::unwrap_or_default)
-                })
-                .collect::<Result<_, _>>()
-                .map_err(failed)?;
-            let draft = prepared.plan.draft(&row).map_err(failed)?;
+            let columns = if plan.echoes {
+                texts.values(read.rows.len()).map(str::to_owned).collect()
+            } else {
+                (1..=plan.columns)
+                    .map(|at| {
+                        row.try_get::<_, Option<String>>(at)
+                            .map(Option::unwrap_or_default)
+                    })
+                    .collect::<Result<_, _>>()
+                    .map_err(failed)?
+            };
+            let draft = plan.draft(&row).map_err(failed)?;
             let size = draft.as_ref().map_or(0, Draft::weight);
             if !read.rows.is_empty() && read.bytes + size > max_bytes {
                 // Dropping the stream lets the driver throw away what still comes.

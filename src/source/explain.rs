@@ -41,7 +41,7 @@ const STANDING: &str = "\
     ) as o
     left join lateral (
       select k.epoch, k.at as since from pg2kv.claim as k
-      where k.sync = w.sync and w.key = any (k.keys::text[])
+      where k.sync = w.sync and w.key = any (k.keys)
       order by k.id desc limit 1
     ) as c on true
     left join pg2kv.dead_letter as d

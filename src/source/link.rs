@@ -262,11 +262,13 @@ const SYNCHRONOUS: &str = "\
         when 'remote_apply' then 'remote_apply' else 'on' end, false);";
 
 /// The outbox has one index, and its statistics swing between nothing and millions: a plan that
-/// reads the table or sorts would pay for every dead row.
-const PLANNER_CONTROL: &str =
-    "set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off;";
-/// Keys are looked up through an index, and outbox rows deleted by id.
-const PLANNER_WORK: &str = "set enable_seqscan = off;";
+/// reads the table or sorts would pay for every dead row. So the values of parameters do not matter, and
+/// a statement is planned once.
+const PLANNER_CONTROL: &str = "set enable_seqscan = off; set enable_bitmapscan = off; \
+     set enable_sort = off; set plan_cache_mode = force_generic_plan;";
+/// Keys are looked up through an index, and outbox rows deleted by id, whatever keys and ids these are:
+/// under load, with few keys in a batch, planning would cost as much as the rest.
+const PLANNER_WORK: &str = "set enable_seqscan = off; set plan_cache_mode = force_generic_plan;";
 /// A walk's plan depends on how many rows it asks for.
 const PLANNER_BULK: &str = "set enable_seqscan = off; set plan_cache_mode = force_custom_plan;";
 

@@ -21,7 +21,7 @@ use crate::ledger::{FetchMode, Fetched};
 
 /// A page of what is new. Age by the server's clock, so that clocks need not agree.
 const PAGE: &str = "\
-    select id, sync, key::text, extract(epoch from clock_timestamp() - at)::float8
+    select id, sync, key::text, date_part('epoch', clock_timestamp() - at)
     from pg2kv.outbox where id > $1 order by id limit $2";
 
 /// Ids that turned up late. The ranges are ascending and disjoint, so the nested loop gives the
@@ -31,7 +31,7 @@ const PROBE: &str = "\
     from unnest($1::int8[], $2::int8[]) as r(low, high)
     cross join lateral (
       select id, sync, key::text as key,
-        extract(epoch from clock_timestamp() - at)::float8 as age
+        date_part('epoch', clock_timestamp() - at) as age
       from pg2kv.outbox where id between r.low and r.high order by id limit $3
     ) as o
     limit $3";

@@ -50,7 +50,7 @@ const ADOPT: &str = "\
     )
     select exists (select from fence), (select changed from verdict)";
 
-const CLAIMS: &str = "select id, sync, keys::text[] from pg2kv.claim order by id";
+const CLAIMS: &str = "select id, sync, keys from pg2kv.claim order by id";
 
 const BACKFILLS: &str = "\
     select sync, reason, phase, position::text, cursor, done, estimate from pg2kv.backfill \

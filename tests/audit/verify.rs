@@ -202,7 +202,7 @@ async fn what_waits_or_has_a_letter_is_no_drift() {
     place
         .sql(
             "insert into pg2kv.claim (epoch, sync, keys)
-             select 1, sync, array_agg(key) from pg2kv.outbox group by sync;
+             select 1, sync, array_agg(key::text) from pg2kv.outbox group by sync;
              delete from pg2kv.outbox",
         )
         .await;

@@ -56,7 +56,7 @@ async fn sigterm_finishes_what_is_in_flight_and_a_standby_takes_over() {
         world.value("note:1").as_deref(),
         Some(r#"{"text":"in flight"}"#)
     );
-    assert_eq!(world.number("select count(*) from pg2kv.claim where 'note' = sync and 1 = any (select (unnest(keys) ->> 0)::int)").await, 0);
+    assert_eq!(world.number("select count(*) from pg2kv.claim where 'note' = sync and 1 = any (select (unnest(keys)::jsonb ->> 0)::int)").await, 0);
     standby.leads().await;
     assert!(gone.elapsed() < SOON, "{:?}", gone.elapsed());
     world.converges().await;

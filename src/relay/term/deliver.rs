@@ -34,6 +34,42 @@ enum Sendable {
     Delete(KvName),
 }
 
+/// Documents to be written, cut into requests by their weight.
+struct Puts {
+    parts: Vec<(Vec<Slot>, Vec<Document>)>,
+    /// Of the last part.
+    bytes: usize,
+    bytes_max: usize,
+    /// Documents that may still come.
+    left: usize,
+}
+
+impl Puts {
+    fn new(bytes_max: usize, left: usize) -> Self {
+        Self {
+            parts: Vec::new(),
+            bytes: 0,
+            bytes_max,
+            left,
+        }
+    }
+
+    fn push(&mut self, slot: Slot, document: Document) {
+        let weight = document.weight();
+        if self.parts.is_empty() || self.bytes + weight > self.bytes_max {
+            let part = (Vec::with_capacity(self.left), Vec::with_capacity(self.left));
+            self.parts.push(part);
+            self.bytes = 0;
+        }
+        self.bytes += weight;
+        self.left = self.left.saturating_sub(1);
+        if let Some((slots, documents)) = self.parts.last_mut() {
+            slots.push(slot);
+            documents.push(document);
+        }
+    }
+}
+
 impl Term {
     pub(super) fn rendered(
         &mut self,
@@ -44,7 +80,7 @@ impl Term {
         rendered: Vec<Rendered>,
     ) {
         let mut unchanged = 0;
-        let mut puts: Vec<(Slot, Document)> = Vec::new();
+        let mut puts = Puts::new(shared.settings.body_max_bytes, items.len());
         let mut deletes: Vec<Deletion> = Vec::new();
         let mut rendered = rendered.into_iter();
         for item in items {
@@ -97,7 +133,7 @@ impl Term {
             match names_it {
                 Sendable::Put(document) => {
                     self.queue.let_delete(slot, false);
-                    puts.push((slot, document));
+                    puts.push(slot, document);
                 }
                 Sendable::Delete(name) => deletes.push(Deletion {
                     slot,
@@ -112,21 +148,9 @@ impl Term {
                 keys: unchanged,
             });
         }
-        let max_bytes = shared.settings.body_max_bytes;
-        let mut bytes = 0;
-        let mut part: (Vec<Slot>, Vec<Document>) = Default::default();
-        for (slot, document) in puts {
-            let weight = document.weight();
-            if !part.0.is_empty() && bytes + weight > max_bytes {
-                let (slots, documents) = std::mem::take(&mut part);
-                self.send(shared, now, sync, slots, Batch::Put(documents));
-                bytes = 0;
-            }
-            bytes += weight;
-            part.0.push(slot);
-            part.1.push(document);
+        for (slots, documents) in puts.parts {
+            self.send(shared, now, sync, slots, Batch::Put(documents));
         }
-        self.send(shared, now, sync, part.0, Batch::Put(part.1));
         let (slots, names) = self.braked(shared, now, sync, deletes);
         self.send(shared, now, sync, slots, Batch::Delete(names));
     }

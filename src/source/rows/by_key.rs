@@ -1,9 +1,9 @@
 //! The statements that are given keys, or the texts of names: documents by key, keys of names.
 
-use super::super::SyncSource;
 use super::super::error::Error;
+use super::super::{SyncSource, ValueSql};
 use super::table::Table;
-use super::value::{attributes_sql, filter_sql, value_sql};
+use super::value::{Beside, attributes_sql, filter_sql, object_columns, value_sql};
 use crate::change::KV_VALUE_MAX_BYTES;
 
 impl Table {
@@ -15,7 +15,7 @@ impl Table {
         )
     }
 
-    /// Documents by key.
+    /// Documents by key: `$1` and on are the texts of the key's values, an array for each.
     ///
     /// `offset 0` keeps the subquery whole: keys drive a nested loop, so rows come in the order of
     /// the keys without a sort that would hold all values, and each expression is evaluated once,
@@ -26,36 +26,48 @@ impl Table {
         binary: bool,
         doing: &str,
     ) -> Result<String, Error> {
+        // One array tells how many keys there are even where a key has no values.
+        let width = self.width().max(1);
+        let arrays: Vec<_> = (1..=width).map(|at| format!("${at}::text[]")).collect();
+        let given: Vec<_> = (0..width).map(|at| format!("c{at}")).collect();
         let typed = self.parts(
-            |at, column| format!("{} as c{at}", column.typed("u.key", at)),
-            |at| format!("((u.key)->>{at})::int4 as c{at}"),
+            |at, column| format!("{} as c{at}", column.of_text(&format!("k.c{at}"))),
+            |at| format!("k.c{at}::int4 as c{at}"),
         );
-        let texts = self.parts(
-            |at, _| format!("pg2kv_key.c{at}::text"),
-            |at| format!("pg2kv_key.c{at}::text"),
-        );
+        let texts = if self.echoes() {
+            Vec::new()
+        } else {
+            self.parts(
+                |at, _| format!("pg2kv_key.c{at}::text"),
+                |at| format!("pg2kv_key.c{at}::text"),
+            )
+        };
         let matches = self.matches();
-        let document = match &sync.collect {
-            None => self.single(sync, binary, &matches, doing)?,
-            Some(collect) => format!(
-                "select pg2kv_one.*, {NO_ATTRIBUTES} from ({}) as pg2kv_one",
-                self.collected(sync, collect, &matches, doing)?
+        let (document, beside) = match (&sync.collect, Beside::of(sync)) {
+            (Some(collect), _) => (
+                self.collected(sync, collect, &matches, doing)?,
+                ", pg2kv_document.twice",
             ),
+            (None, Beside::Attributes) => (
+                self.with_attributes(sync, binary, &matches, doing)?,
+                ", pg2kv_document.content_type, pg2kv_document.metadata, \
+                 ceil(extract(epoch from pg2kv_document.expires_at))::int8, \
+                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8",
+            ),
+            (None, _) => (self.single(sync, binary, &matches, doing)?, ""),
         };
         // A value over the limit is refused anyway, so only its size travels.
         let max = KV_VALUE_MAX_BYTES;
         Ok(format!(
             "select {keys}, \
              case when pg2kv_document.bytes <= {max} then pg2kv_document.value end, \
-             pg2kv_document.bytes, pg2kv_document.content_type, pg2kv_document.metadata, \
-             ceil(extract(epoch from pg2kv_document.expires_at))::int8, \
-             ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8, \
-             pg2kv_document.twice \
-             from (select {typed} from (select k.ord, k.key::jsonb as key \
-             from unnest($1::text[]) with ordinality as k(key, ord)) as u) as pg2kv_key \
-             left join lateral ({document}) as pg2kv_document on true",
+             case when pg2kv_document.bytes > {max} then pg2kv_document.bytes end{beside} \
+             from (select {typed} from unnest({arrays}) with ordinality as k({given}, ord)) \
+             as pg2kv_key left join lateral ({document}) as pg2kv_document on true",
             keys = listed("pg2kv_key.ord", texts),
-            typed = listed("u.ord", typed),
+            typed = listed("k.ord", typed),
+            arrays = arrays.join(", "),
+            given = given.join(", "),
         ))
     }
 
@@ -82,8 +94,39 @@ impl Table {
         }
     }
 
-    /// The document of one row, with what a pair has beside its value.
+    /// The document of one row that has nothing beside its value. An object of columns is the row
+    /// of a subquery: it costs less than a subquery for each row.
     fn single(
+        &self,
+        sync: &SyncSource,
+        binary: bool,
+        matches: &str,
+        doing: &str,
+    ) -> Result<String, Error> {
+        let (row, value) = match &sync.value {
+            ValueSql::Columns(columns) => (
+                object_columns(columns, &self.alias, doing)?,
+                "row_to_json(pg2kv_row)::text",
+            ),
+            ValueSql::Expression(_) => (
+                format!(
+                    "{} as value",
+                    value_sql(&sync.value, binary, &self.alias, doing)?
+                ),
+                "pg2kv_row.value",
+            ),
+        };
+        let filter = filter_sql(sync.filter.as_deref());
+        let (name, alias) = (&self.name, &self.alias);
+        Ok(format!(
+            "select pg2kv_one.value, octet_length(pg2kv_one.value)::int8 as bytes from (\
+             select {value} as value from (select {row} from {name} as {alias} \
+             where {matches} {filter}) as pg2kv_row offset 0) as pg2kv_one"
+        ))
+    }
+
+    /// The document of one row, with what a pair has beside its value.
+    fn with_attributes(
         &self,
         sync: &SyncSource,
         binary: bool,
@@ -95,7 +138,7 @@ impl Table {
         let filter = filter_sql(sync.filter.as_deref());
         let (name, alias) = (&self.name, &self.alias);
         Ok(format!(
-            "select pg2kv_row.*, octet_length(pg2kv_row.value)::int8 as bytes, false as twice \
+            "select pg2kv_row.*, octet_length(pg2kv_row.value)::int8 as bytes \
              from (select {value} as value, {attributes} from {name} as {alias} \
              where {matches} {filter} offset 0) as pg2kv_row \
              where coalesce(pg2kv_row.expires_at > statement_timestamp(), true) offset 0"
@@ -121,10 +164,6 @@ impl Table {
         )
     }
 }
-
-/// What a document of many rows has beside its value.
-const NO_ATTRIBUTES: &str = "null::text as content_type, null::text as metadata, \
-                             null::timestamptz as expires_at";
 
 /// A select list.
 fn listed(first: &str, rest: Vec<String>) -> String {

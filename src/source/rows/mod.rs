@@ -7,6 +7,7 @@
 mod by_key;
 mod collect;
 pub(crate) mod expand;
+mod key_texts;
 mod table;
 mod value;
 mod walk;
@@ -14,7 +15,8 @@ mod walk;
 use tokio_postgres::Statement;
 use tokio_postgres::types::Type;
 
-use self::value::Filter;
+pub(crate) use self::key_texts::KeyTexts;
+use self::value::{Beside, Filter};
 use super::error::{Error, Kind, Place};
 use super::link::Link;
 use super::{ExpirySql, Settings, SyncSource, ValueSql};
@@ -22,7 +24,8 @@ use crate::change::KV_VALUE_MAX_BYTES;
 
 /// The prepared reads of one sync on one connection.
 pub(crate) struct Plan {
-    /// `$1`: keys as `text[]`. Gives the key's place, its columns, and what [`Self::draft`] takes.
+    /// `$1` and on: the values of the keys, see [`KeyTexts`]. Gives the key's place, its columns unless
+    /// [`Self::echoes`], and what [`Self::draft`] takes.
     pub(crate) rows: Statement,
     /// How a transaction of [`Self::rows`] begins.
     pub(crate) begin: &'static str,
@@ -36,10 +39,13 @@ pub(crate) struct Plan {
     pub(crate) ahead: String,
     /// Number of values in a key.
     pub(crate) columns: usize,
+    /// The texts of a key are those of its columns.
+    pub(crate) echoes: bool,
     /// Bytes of a row's document, a first guess.
     pub(crate) row_bytes: u64,
     /// The value is bytes, not text.
     binary: bool,
+    beside: Beside,
     /// Seconds that a pair stands after each write, where that is limited.
     ttl_seconds: Option<u32>,
     /// Among how many documents the rows of one key are divided; `None` where a row is a document.
@@ -111,6 +117,7 @@ impl Plan {
             keys,
             ahead: table.ahead(),
             columns: table.width(),
+            echoes: table.echoes(),
             // How many rows a document has is not known before one was read; a document too many
             // in a read is one that the server puts together for nothing.
             row_bytes: match sync.collect {
@@ -118,6 +125,7 @@ impl Plan {
                 Some(_) => KV_VALUE_MAX_BYTES as u64,
             },
             binary,
+            beside: Beside::of(sync),
             ttl_seconds,
             shards: sync
                 .collect
@@ -132,12 +140,12 @@ impl Plan {
     /// As [`Self::prepare`].
     pub(crate) async fn try_out(&self, link: &Link, sync: &SyncSource) -> Result<(), Error> {
         let doing = format!("reading {} for sync {}", sync.table, sync.name);
-        let no_keys: &[&str] = &[];
+        let no_keys = KeyTexts::of(&[], self.columns);
         link.call(
             &doing,
             1,
             Place::Relation,
-            link.client().query(&self.rows, &[&no_keys]),
+            link.client().query(&self.rows, &no_keys.parameters()),
         )
         .await
         .map(drop)

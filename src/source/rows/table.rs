@@ -85,6 +85,9 @@ const EXACT_OIDS: &[i64] = &[
     TIMESTAMPTZ_OID,
 ];
 
+/// Types whose values read the same in a key and in a name: boolean, the integers, uuid, text.
+const ECHOED_OIDS: &[i64] = &[16, 20, 21, 23, 2_950, 25];
+
 /// A table as the catalog has it.
 pub(super) struct Table {
     pub(super) name: String,
@@ -104,6 +107,8 @@ pub(super) struct KeyColumn {
     pub(super) form: Form,
     /// Equal values have equal text.
     pub(super) exact: bool,
+    /// A name has the text that the key has.
+    echoed: bool,
     pub(super) equal: String,
     pub(super) greater: String,
     pub(super) at_least: String,
@@ -170,6 +175,7 @@ pub(super) async fn look_up(
                 _ => Form::Plain,
             },
             exact: EXACT_OIDS.contains(&below_domains),
+            echoed: ECHOED_OIDS.contains(&below_domains),
             equal: or_catalog(row.get(5), "="),
             greater: or_catalog(row.get(6), ">"),
             at_least: or_catalog(row.get(7), ">="),
@@ -254,6 +260,11 @@ impl Table {
         self.columns.len() + usize::from(self.shard.is_some())
     }
 
+    /// Whether the texts in a key are those of its columns, so that the server need not tell them.
+    pub(super) fn echoes(&self) -> bool {
+        self.columns.iter().all(|column| column.echoed)
+    }
+
     /// Something for each value of a key, with its position: the columns, and the shard.
     pub(super) fn parts(
         &self,
@@ -285,10 +296,15 @@ impl Table {
 impl KeyColumn {
     /// The typed value out of a key.
     pub(super) fn typed(&self, key: &str, at: usize) -> String {
+        self.of_text(&format!("(({key})->>{at})"))
+    }
+
+    /// The typed value of the text that a key has for it.
+    pub(super) fn of_text(&self, text: &str) -> String {
         match self.form {
             // Text without an offset is UTC, as the session's time zone is.
-            Form::Plain | Form::Timestamptz => format!("(({key})->>{at})::{}", self.cast),
-            Form::Bytea => format!("decode(({key})->>{at}, 'hex')::{}", self.cast),
+            Form::Plain | Form::Timestamptz => format!("{text}::{}", self.cast),
+            Form::Bytea => format!("decode({text}, 'hex')::{}", self.cast),
         }
     }
 

@@ -70,6 +70,18 @@ pub(super) fn object_sql(
     alias: &str,
     doing: &str,
 ) -> Result<String, Error> {
+    Ok(format!(
+        "(select row_to_json(pg2kv_object) from (select {}) as pg2kv_object)",
+        object_columns(columns, alias, doing)?
+    ))
+}
+
+/// The members of such an object, as a select list.
+pub(super) fn object_columns(
+    columns: &[(String, String)],
+    alias: &str,
+    doing: &str,
+) -> Result<String, Error> {
     let mut list = Vec::with_capacity(columns.len());
     for (column, member) in columns {
         if member.is_empty() || member.len() > NAME_MAX_BYTES {
@@ -82,10 +94,33 @@ pub(super) fn object_sql(
         }
         list.push(format!("{alias}.{} as {}", quote(column), quote(member)));
     }
-    Ok(format!(
-        "(select row_to_json(pg2kv_object) from (select {}) as pg2kv_object)",
-        list.join(", ")
-    ))
+    Ok(list.join(", "))
+}
+
+/// What a read gives beside a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    Nothing,
+    /// `content_type`, `metadata`, and the moment of its end in two ways.
+    Attributes,
+    /// Whether two rows of the document have the same member.
+    Twice,
+}
+
+impl Beside {
+    pub(super) fn of(sync: &SyncSource) -> Self {
+        let attributes = &sync.attributes;
+        if sync.collect.is_some() {
+            Self::Twice
+        } else if attributes.content_type.is_some()
+            || attributes.metadata.is_some()
+            || matches!(attributes.expiry, Some(ExpirySql::At(_)))
+        {
+            Self::Attributes
+        } else {
+            Self::Nothing
+        }
+    }
 }
 
 /// What a pair has beside its value: `content_type`, `metadata` and `expires_at`.
@@ -120,11 +155,7 @@ impl Plan {
     /// # Errors
     /// The driver's: a column of another type, which would be a mistake of ours.
     pub(crate) fn draft(&self, row: &Row) -> Result<Option<Draft>, tokio_postgres::Error> {
-        let at = self.columns + 1;
-        let Some(bytes) = row.try_get::<_, Option<i64>>(at + 1)? else {
-            return Ok(None);
-        };
-        let seconds = |seconds: i64| u64::try_from(seconds).unwrap_or_default();
+        let at = 1 + if self.echoes { 0 } else { self.columns };
         let whole = if self.binary {
             let value: Option<&[u8]> = row.try_get(at)?;
             value.map(|value| Value::Binary(Bytes::copy_from_slice(value)))
@@ -132,30 +163,38 @@ impl Plan {
             let value: Option<&str> = row.try_get(at)?;
             value.map(|value| Value::Text(Bytes::copy_from_slice(value.as_bytes())))
         };
-        let twice: Option<bool> = row.try_get(at + 6)?;
-        let value = match whole {
-            _ if twice == Some(true) => DraftValue::Twice,
-            Some(value) => DraftValue::Whole(value),
-            None => DraftValue::TooLarge {
+        let twice =
+            self.beside == Beside::Twice && row.try_get::<_, Option<bool>>(at + 2)? == Some(true);
+        let value = match (whole, row.try_get::<_, Option<i64>>(at + 1)?) {
+            (None, None) => return Ok(None),
+            _ if twice => DraftValue::Twice,
+            (Some(value), _) => DraftValue::Whole(value),
+            (None, Some(bytes)) => DraftValue::TooLarge {
                 bytes: u64::try_from(bytes).unwrap_or_default(),
                 shards: self.shards,
             },
         };
-        let expires_at: Option<i64> = row.try_get(at + 4)?;
-        let ahead: Option<i64> = row.try_get(at + 5)?;
-        Ok(Some(Draft {
+        let mut draft = Draft {
             value,
-            content_type: row.try_get(at + 2)?,
-            metadata: row.try_get(at + 3)?,
-            expiry: match (self.ttl_seconds, expires_at, ahead) {
-                (Some(ttl), ..) => Expiry::After(ttl),
-                (None, Some(at), Some(ahead)) => Expiry::At {
-                    unix_seconds: seconds(at),
-                    ahead_seconds: seconds(ahead),
-                },
-                _ => Expiry::Never,
-            },
-        }))
+            content_type: None,
+            metadata: None,
+            expiry: self.ttl_seconds.map_or(Expiry::Never, Expiry::After),
+        };
+        if self.beside == Beside::Attributes {
+            draft.content_type = row.try_get(at + 2)?;
+            draft.metadata = row.try_get(at + 3)?;
+            if let (None, Some(end), Some(ahead)) = (
+                self.ttl_seconds,
+                row.try_get::<_, Option<i64>>(at + 4)?,
+                row.try_get::<_, Option<i64>>(at + 5)?,
+            ) {
+                draft.expiry = Expiry::At {
+                    unix_seconds: u64::try_from(end).unwrap_or_default(),
+                    ahead_seconds: u64::try_from(ahead).unwrap_or_default(),
+                };
+            }
+        }
+        Ok(Some(draft))
     }
 }
 

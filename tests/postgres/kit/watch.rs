@@ -128,7 +128,7 @@ async fn unwatching_removes_everything_of_the_sync(server: Server) {
         "select pg2kv.watch('t', 'one', '{id}', '{a,b}');
          select pg2kv.watch('t', 'two', '{id}', '{b,c}');
          insert into t values (1);
-         insert into pg2kv.claim (epoch, sync, keys) values (1, 'one', array['[1]'::jsonb]);
+         insert into pg2kv.claim (epoch, sync, keys) values (1, 'one', array['[1]']);
          insert into pg2kv.dead_letter (sync, key, reason) values ('one', '[1]', 'too large');
          insert into pg2kv.backfill (sync, reason, phase) values ('one', 'new', 'rows')",
     )

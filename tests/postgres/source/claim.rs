@@ -34,7 +34,12 @@ async fn a_change_goes_from_outbox_to_claim_to_settled() {
     assert_eq!(rows, [("2", None), ("1", Some("free"))]);
     assert_eq!(bench.number("select count(*) from pg2kv.outbox").await, 0);
     assert_eq!(
-        bench.number(&format!("select epoch from pg2kv.claim where id = {} and keys = array['[2]','[1]']::jsonb[]", claim.0)).await,
+        bench
+            .number(&format!(
+                "select epoch from pg2kv.claim where id = {} and keys = array['[2]','[1]']",
+                claim.0
+            ))
+            .await,
         leader.epoch.0
     );
 
@@ -69,7 +74,7 @@ async fn only_the_keys_asked_for_are_claimed_and_none_without_need() {
     );
     assert_eq!(
         bench
-            .number("select count(*) from pg2kv.claim where keys = array['[3]']::jsonb[]")
+            .number("select count(*) from pg2kv.claim where keys = array['[3]']")
             .await,
         1
     );
