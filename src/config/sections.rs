@@ -334,7 +334,7 @@ pub(super) fn retry(reader: &mut Reader<'_>, kv: Option<&Kv>) -> Option<Retry> {
 pub(super) fn backfill(reader: &mut Reader<'_>) -> Option<Backfill> {
     let chunk = reader
         .section("backfill")
-        .number("chunk", 5_000_usize, 1..=100_000);
+        .number("chunk", 10_000_usize, 1..=100_000);
     Some(Backfill { chunk: chunk? })
 }
 

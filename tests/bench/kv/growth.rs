@@ -6,12 +6,13 @@ use super::stand::{Kv, Pace, Stand, USERS, insert_users};
 use super::usage::resident;
 use crate::Context;
 use crate::report::{Figure, Report, Target};
-use crate::rounds::median;
+use crate::rounds::{Samples, median, turns};
 
 /// How often KV is asked how far a drain is.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// Drains of a size are repeated until they make so many keys.
-const KEYS_OF_A_SIZE: u64 = 500_000;
+/// A backlog of one key: what a start takes, whatever there is to do. Connections, the lease, the
+/// debounce, one batch.
+const START: u64 = 1;
 
 /// What a drain took.
 struct Drained {
@@ -21,44 +22,46 @@ struct Drained {
 
 /// Runs the part.
 pub(crate) async fn run(context: &Context, report: &mut Report) {
-    let sizes: &[u64] = context.size(
-        &[10_000, 100_000, 1_000_000, 10_000_000],
-        &[10_000, 100_000, 300_000],
+    let small: &[u64] = context.size(
+        &[START, 10_000, 100_000, 1_000_000],
+        &[START, 10_000, 100_000, 300_000],
     );
     let stand = Stand::start(USERS).await;
     let kv = Kv::start(Pace::Free).await;
     stand.install().await;
     stand.get_known(&kv).await;
 
-    let repeats_max = context.size(7, 3);
-
-    // What a start takes, whatever there is to do: connections, the lease, the debounce, one batch.
+    // The largest takes minutes, and stands between rounds of the others: a machine that grows slower
+    // or faster meets all alike.
+    let rounds: Vec<u64> = turns(4, small).collect();
+    let (before, after) = rounds.split_at(rounds.len() / 2);
+    let largest: &[u64] = context.size(&[10_000_000], &[]);
     let mut rows = Rows {
         stand: &stand,
         kv: &kv,
         next: 1,
     };
-    let mut fixed = Vec::new();
-    for _ in 0..repeats_max {
-        fixed.push(rows.drain(1).await.seconds);
+    let mut seconds = Samples::new();
+    let mut peaks = Samples::new();
+    for &size in [before, largest, after].concat().iter() {
+        let drained = rows.drain(size).await;
+        seconds.push(size, drained.seconds);
+        peaks.push(size, drained.peak_mib);
     }
-    let fixed = median(&fixed);
+
+    let start = median(seconds.of(START));
     report.add(Figure::new(
         "growth: drain of one key, from the daemon's start",
         "s",
-        &[fixed],
+        seconds.of(START),
     ));
-
+    let sizes = [&small[1..], largest].concat();
     let mut micros_per_key = Vec::new();
-    let mut peak = 0.0;
-    for &size in sizes {
-        let repeats = (KEYS_OF_A_SIZE / size).clamp(1, repeats_max);
-        let mut samples = Vec::new();
-        for _ in 0..repeats {
-            let drained = rows.drain(size).await;
-            samples.push((drained.seconds - fixed) * 1e6 / size as f64);
-            peak = drained.peak_mib;
-        }
+    for &size in &sizes {
+        let samples = seconds.of(size).iter();
+        let samples: Vec<f64> = samples
+            .map(|seconds| (seconds - start) * 1e6 / size as f64)
+            .collect();
         micros_per_key.push(median(&samples));
         let name = format!("growth: time for a key of a backlog of {size}");
         report.add(Figure::new(name, "µs", &samples));
@@ -73,12 +76,12 @@ pub(crate) async fn run(context: &Context, report: &mut Report) {
         )
         .target(Target::AtMost(1.2)),
     );
-    let largest = sizes.last().unwrap();
+    let largest = *sizes.last().unwrap();
     report.add(
         Figure::new(
             format!("memory, backlog of {largest} rows: at most resident"),
             "MiB",
-            &[peak],
+            peaks.of(largest),
         )
         .target(Target::AtMost(96.0)),
     );
