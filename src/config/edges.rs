@@ -13,9 +13,9 @@ use crate::{daemon, relay, sink};
 /// A standby asks for the lease this often, so that a clean hand-over takes less than a second.
 const CAMPAIGN_INTERVAL: Duration = Duration::from_millis(500);
 /// Most rows of one fetch: a page that is decoded in milliseconds.
-const FETCH_MAX: usize = 20_000;
+const FETCH_MAX: usize = 10_000;
 /// Keys whose last content is remembered, so that an equal document is not billed again.
-const SEEN_MAX: usize = 200_000;
+const SEEN_MAX: usize = 100_000;
 
 impl Config {
     /// What the daemon runs on.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use super::audits::Desk;
 use super::sizes::Sizes;
 use super::{SyncSpec, clock};
-use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, SyncId};
+use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, Rendered, SyncId};
 use crate::document;
-use crate::ledger::{Failure, FailureKind};
+use crate::ledger::{ClaimRequest, Failure, FailureKind};
 use crate::relay::{Campaigned, Effect, Event, Recovered, SweepFailure, Swept};
 use crate::sink::kv::KvClient;
 use crate::source::lease::Candidate;
+use crate::source::session::{Claimed, PrepareError};
 use crate::source::{self, Doorbell, Gauges, Session};
 
 /// What every task may use.
@@ -153,19 +154,13 @@ impl World {
             Effect::Fetch { mode, limit } => {
                 Event::Fetched(session.fetch(mode, limit).await.map_err(Failure::from))
             }
-            Effect::Prepare { batch, request } => match session.prepare(&request).await {
+            Effect::Prepare { batch, request } => match self.prepare(session, &request).await {
                 Ok(claimed) => {
-                    let template = &self.sync(request.sync).template;
-                    let read: Vec<_> = claimed
-                        .rows
-                        .into_iter()
-                        .map(|row| document::render(template, &row.columns, row.draft))
-                        .collect();
-                    self.sizes.note(request.sync, &read);
+                    self.sizes.note(request.sync, &claimed.rows);
                     Event::Prepared {
                         batch,
                         claim: claimed.claim,
-                        read: Ok(read),
+                        read: Ok(claimed.rows),
                     }
                 }
                 Err(failed) => Event::Prepared {
@@ -258,6 +253,18 @@ impl World {
             | Effect::Abandon
             | Effect::Release => Event::Tick,
         }
+    }
+
+    /// Claims and reads, and renders each row while the server goes on with the next.
+    async fn prepare(
+        &self,
+        session: &Session,
+        request: &ClaimRequest,
+    ) -> Result<Claimed<Rendered>, PrepareError> {
+        let template = &self.sync(request.sync).template;
+        let render =
+            |row: source::session::Row| document::render(template, &row.columns, row.draft);
+        session.prepare_with(request, render).await
     }
 
     /// One page of the names under the sync's prefix. Only names that pg2kv wrote become keys:

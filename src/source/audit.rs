@@ -134,7 +134,7 @@ impl Auditor {
                 backfill: None,
                 max_bytes: READ_MAX_BYTES,
             };
-            match reader.prepare(NO_EPOCH, sync, &request).await {
+            match reader.prepare(NO_EPOCH, sync, &request, &|row| row).await {
                 Ok(claimed) => return Ok(claimed.rows.into_iter().map(Some).collect()),
                 Err(failed) if failed.error.kind() != Kind::Row => return Err(failed.error),
                 Err(_) if count <= 1 => return Ok(vec![None]),

@@ -86,8 +86,8 @@ struct Prepared {
 }
 
 /// What one read gave.
-struct Read {
-    rows: Vec<Row>,
+struct Read<T> {
+    rows: Vec<T>,
     bytes: usize,
     /// Bytes that the server made, those that it kept included.
     made: u64,
@@ -142,13 +142,14 @@ impl Reader {
         }
     }
 
-    /// See `Session::prepare`.
-    pub(crate) async fn prepare(
+    /// See `Session::prepare_with`.
+    pub(crate) async fn prepare<T>(
         &self,
         epoch: Epoch,
         sync: &SyncSource,
         request: &ClaimRequest,
-    ) -> Result<Claimed, PrepareError> {
+        make: &(impl Fn(Row) -> T + Sync),
+    ) -> Result<Claimed<T>, PrepareError> {
         let prepared = self
             .plan(sync)
             .await
@@ -164,7 +165,7 @@ impl Reader {
                 Ok(tokio::join!(
                     biased;
                     self.claim(epoch, sync, request),
-                    self.read(&prepared, sync, &keys[..first], request.max_bytes),
+                    self.read(&prepared, sync, &keys[..first], request.max_bytes, make),
                 ))
             })
             .await
@@ -184,7 +185,11 @@ impl Reader {
             let to = from + prepared.chunk(keys.len() - from, room);
             let next = self
                 .link
-                .within(&doing, 3, self.read(&prepared, sync, &keys[from..to], room))
+                .within(
+                    &doing,
+                    3,
+                    self.read(&prepared, sync, &keys[from..to], room, make),
+                )
                 .await
                 .map_err(|error| PrepareError { claim, error })?;
             prepared.learn(&next);
@@ -264,19 +269,20 @@ impl Reader {
 
     /// Reads documents, in a read-only transaction of their own: the operator's expressions cannot
     /// write. Begin, read and commit are sent in one go.
-    async fn read(
+    async fn read<T>(
         &self,
         prepared: &Prepared,
         sync: &SyncSource,
         keys: &[&str],
         max_bytes: usize,
-    ) -> Result<Read, Error> {
+        make: &(impl Fn(Row) -> T + Sync),
+    ) -> Result<Read<T>, Error> {
         let doing = format!("reading {} for sync {}", sync.table, sync.name);
         let client = self.link.client();
         let (begun, read, committed) = tokio::join!(
             biased;
             client.batch_execute(prepared.plan.begin),
-            self.rows(prepared, keys, max_bytes, &doing),
+            self.rows(prepared, keys, max_bytes, &doing, make),
             client.batch_execute("commit"),
         );
         begun.map_err(|error| Error::from_driver(Place::Own, &doing, error))?;
@@ -285,13 +291,14 @@ impl Reader {
         Ok(read)
     }
 
-    async fn rows(
+    async fn rows<T>(
         &self,
         prepared: &Prepared,
         keys: &[&str],
         max_bytes: usize,
         doing: &str,
-    ) -> Result<Read, Error> {
+        make: &(impl Fn(Row) -> T + Sync),
+    ) -> Result<Read<T>, Error> {
         let failed = |error| Error::from_driver(Place::Relation, doing, error);
         let plan = &prepared.plan;
         let texts = KeyTexts::of(keys, plan.columns);
@@ -338,7 +345,7 @@ impl Reader {
             }
             read.bytes += size;
             read.made += draft.as_ref().map_or(0, Draft::made);
-            read.rows.push(Row { columns, draft });
+            read.rows.push(make(Row { columns, draft }));
         }
         Ok(read)
     }
@@ -485,7 +492,7 @@ impl Prepared {
     }
 
     /// Moves the guess halfway to what was seen.
-    fn learn(&self, read: &Read) {
+    fn learn<T>(&self, read: &Read<T>) {
         if let Some(seen) = read.made.checked_div(read.rows.len() as u64) {
             let before = self.row_bytes.load(Ordering::Relaxed);
             self.row_bytes.store(

@@ -43,11 +43,11 @@ pub struct Session {
 
 /// What a claim and its read gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claimed {
+pub struct Claimed<T = Row> {
     /// The claim, where one was asked for.
     pub claim: Option<ClaimId>,
     /// Rows in the order of the keys; shorter where `max_bytes` was reached: the rest was not read.
-    pub rows: Vec<Row>,
+    pub rows: Vec<T>,
 }
 
 /// What Postgres says of one key.
@@ -243,6 +243,18 @@ impl Session {
     /// # Errors
     /// [`PrepareError`]; `Row` and `Relation` are about the read.
     pub async fn prepare(&self, request: &ClaimRequest) -> Result<Claimed, PrepareError> {
+        self.prepare_with(request, |row| row).await
+    }
+
+    /// [`Self::prepare`] that makes something of each row as it comes, while the server goes on.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn prepare_with<T>(
+        &self,
+        request: &ClaimRequest,
+        make: impl Fn(Row) -> T + Sync,
+    ) -> Result<Claimed<T>, PrepareError> {
         let sync = self
             .sync(request.sync)
             .map_err(|error| PrepareError { claim: None, error })?;
@@ -251,7 +263,7 @@ impl Session {
         } else {
             &self.work
         };
-        reader.prepare(self.epoch, sync, request).await
+        reader.prepare(self.epoch, sync, request, &make).await
     }
 
     /// Ends claims, records dead letters and clears others: one fenced transaction.
