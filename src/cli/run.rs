@@ -40,11 +40,13 @@ pub(super) async fn execute(config: Config) -> Result<ExitCode, Failure> {
     }
     let served = CancellationToken::new();
     let server = tokio::spawn(server.serve(served.clone()));
-    tokio::spawn(systemd::notify(told));
+    let notified = tokio::spawn(systemd::notify(told));
     daemon.run(shutdown).await;
     served.cancel();
     // It ends within a second, and nothing of value is lost if it does not.
     let _ = server.await;
+    // The daemon is gone, so it ends with the last report: that it stops is told however fast that was.
+    let _ = notified.await;
     info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -8,9 +8,10 @@ use pg2kv::emulator::route::Operation;
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::world;
+use super::{PLAN, world};
 use crate::support::node::Peers;
 use crate::support::process::Process;
+use crate::support::world::{Plan, World};
 
 fn picture(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("status");
@@ -149,9 +150,17 @@ async fn the_page_tells_how_it_is() {
 
 #[tokio::test]
 async fn the_page_shows_a_backfill() {
-    let world = world().await;
+    // Four requests at a time are far from all rows, so the walk stands in their midst.
+    let plan = Plan {
+        settings: &[("backfill.chunk", "100")],
+        ..PLAN
+    };
+    let world = World::start(plan).await;
     let daemon = world.daemon();
     daemon.leads().await;
+    let profile = tempfile::tempdir().unwrap();
+    let browser = json!({ "profile": profile.path() });
+    let mut browser = Peers::installed().serve("status.mjs", &browser).await;
     world
         .sql(
             "insert into public.note select n, 'text' from generate_series(1, 20000) n;
@@ -172,9 +181,6 @@ async fn the_page_shows_a_backfill() {
              select pg2kv.resync('note')",
         )
         .await;
-    let profile = tempfile::tempdir().unwrap();
-    let browser = json!({ "profile": profile.path() });
-    let mut browser = Peers::installed().serve("status.mjs", &browser).await;
     let open = json!({
         "open": daemon.url("/").await, "until": "in the way",
         "screenshot": picture("backfill.png"),
