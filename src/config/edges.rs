@@ -12,8 +12,9 @@ use crate::{daemon, relay, sink};
 
 /// A standby asks for the lease this often, so that a clean hand-over takes less than a second.
 const CAMPAIGN_INTERVAL: Duration = Duration::from_millis(500);
-/// Most rows of one fetch: a page that is decoded in milliseconds.
-const FETCH_MAX: usize = 10_000;
+/// Most rows of one fetch: a page that is decoded in milliseconds. More than a full request has pairs,
+/// so that it is known whether that request would be the last.
+const FETCH_MAX: usize = 12_000;
 /// Keys whose last content is remembered, so that an equal document is not billed again.
 const SEEN_MAX: usize = 100_000;
 
