@@ -9,8 +9,8 @@
 -- What           Puts the same triggers on a table that documents take data from (the tenant of a user).
 -- watch_related  A change there adds one row to the outbox, however many documents it concerns: the
 -- () does        daemon finds them afterwards, never the writer.
--- Cost           An UPDATE that changes no watched column: one comparison. Any other change: one
---                insert. NOTIFY is called only while the daemon sleeps.
+-- Cost           An UPDATE that sets no watched column: nothing. One that sets them as they were: one
+--                comparison. Any other change: one insert. NOTIFY is called only while the daemon sleeps.
 --                With collect => true many rows are one document: writers pay the same, but for each
 --                changed document the daemon reads all its rows, so an index that begins with the key
 --                columns matters. Many changes of one document within a second are one read.
@@ -325,14 +325,14 @@ as $$
   -- Settings of the writer's session (time zone, bytea output) must not show in the key.
   select format(
     case when bool_and(a.attnotnull)
-      then 'jsonb_build_array(%1$s)'
-      else 'case when %2$s then jsonb_build_array(%1$s) end'
+      then 'pg_catalog.jsonb_build_array(%1$s)'
+      else 'case when %2$s then pg_catalog.jsonb_build_array(%1$s) end'
     end,
     string_agg(
       format(
         case pg2kv.base_type(a.atttypid)
           when 'timestamptz'::regtype then '%s.%I at time zone ''UTC'''
-          when 'bytea'::regtype then 'encode(%s.%I, ''hex'')'
+          when 'bytea'::regtype then 'pg_catalog.encode(%s.%I, ''hex'')'
           else '%s.%I'
         end, of_row, a.attname),
       ', ' order by k.position),
@@ -351,13 +351,50 @@ create or replace function pg2kv.same_key(key text[]) returns text
 as $$
   -- What is stored is compared: equal values of some types have keys that differ, 1.0 and 1.00.
   select case when cardinality(key) = 0 then 'true'
-    else format('record_image_eq(row(%s), row(%s))',
+    else format('pg_catalog.record_image_eq(row(%s), row(%s))',
                 string_agg(format('old.%I', name), ', ' order by position),
                 string_agg(format('new.%I', name), ', ' order by position)) end
   from unnest(key) with ordinality as k (name, position)
 $$;
 comment on function pg2kv.same_key(text[]) is
   'SQL for whether an UPDATE left a key as it is; where it says no, the key may still be the same';
+
+create or replace function pg2kv.changed_sql(columns text[]) returns text
+  language sql immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- What is stored is compared: any type will do, and 1.0 differs from 1.00. (The operator "*<>" on
+  -- rows would not survive pg_dump.)
+  select case when columns is null then 'pg_catalog.record_image_ne(old, new)'
+    else format('pg_catalog.record_image_ne(row(%s), row(%s))',
+                string_agg(format('old.%I', name), ', '), string_agg(format('new.%I', name), ', ')) end
+  from (select distinct name from unnest(columns) name order by name) watched
+$$;
+comment on function pg2kv.changed_sql(text[]) is
+  'SQL for whether an UPDATE changed one of these columns; null means any column';
+
+create or replace function pg2kv.before_trigger(relation regclass) returns name
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- Of each row (1), before (2) an UPDATE (16).
+  select min(t.tgname) from pg_trigger t
+  where t.tgrelid in (select tables_of from pg2kv.tables_of(relation)) and t.tgtype & 19 = 19
+$$;
+comment on function pg2kv.before_trigger(regclass) is
+  'A trigger that may change columns which an UPDATE does not set; null where there is none';
+
+create or replace function pg2kv.set_tells(relation regclass, columns text[]) returns boolean
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select columns is null or pg2kv.before_trigger(relation) is null
+    -- Virtual columns are known to a WHEN only.
+    and not exists (select from pg_attribute a
+                    where a.attrelid = relation and a.attname = any (columns) and a.attgenerated = 'v')
+$$;
+comment on function pg2kv.set_tells(regclass, text[]) is
+  'Whether the columns that an UPDATE sets tell which of these it may change; null means any column';
 
 create or replace function pg2kv.record_sql(sync text, key text, recorded text) returns text
   language sql immutable
@@ -373,34 +410,36 @@ comment on function pg2kv.record_sql(text, text, text) is
   'SQL that records a key, if it is one, in the way that the format "recorded" says';
 
 create or replace function pg2kv.put_capture(
-    label text, sync text, relation regclass, key text[], was text, is_now text, recorded text, about text)
+    label text, sync text, relation regclass, key text[], columns text[], was text, is_now text, recorded text,
+    about text)
   returns boolean
   language plpgsql
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  settings text[] := '{"search_path=pg_catalog, pg_temp"}';
+  settings text[];
   body text;
 begin
   -- This runs in every writer's transaction, so it is static and short and has nothing in it that
-  -- could fail. It runs as pg2kv_owner: writers need no privileges here. Its search_path keeps out
-  -- whatever objects a writer may have made. PL/pgSQL prepares each expression that it comes by anew
-  -- in each transaction, so the usual change comes by few.
+  -- could fail. It runs as pg2kv_owner: writers need no privileges here. Each name in it carries its
+  -- schema, operators too, so that nothing a writer made can take a place in it; a search_path of its
+  -- own would say the same, and cost more than half of an insert. PL/pgSQL prepares each expression
+  -- that it comes by anew in each transaction, so the usual change comes by few.
   body := format($capture$
-begin
-  if tg_op = 'UPDATE' then
-    if %3$s then
+%8$sbegin
+  if tg_op operator(pg_catalog.=) 'UPDATE' then
+%7$s    if %3$s then
       %1$s;
     else
       %2$s;
       -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
-      if (%5$s)::text is distinct from (%6$s)::text then
+      if pg_catalog.record_image_ne(row((%5$s)::pg_catalog.text), row((%6$s)::pg_catalog.text)) then
         %1$s;
       end if;
     end if;
-  elsif tg_op = 'INSERT' then
+  elsif tg_op operator(pg_catalog.=) 'INSERT' then
     %1$s;
-  elsif tg_op = 'DELETE' then
+  elsif tg_op operator(pg_catalog.=) 'DELETE' then
     %2$s;
   else
     -- TRUNCATE: every key.
@@ -408,33 +447,43 @@ begin
   end if;
   -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
   -- would cost as much as half of the insert.
-  if pg_sequence_last_value('pg2kv.bell'::regclass) > date_part('epoch', clock_timestamp()) then
-    perform pg_notify('pg2kv', '');
+  if pg_catalog.pg_sequence_last_value('pg2kv.bell'::pg_catalog.regclass)
+     operator(pg_catalog.>) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) then
+    perform pg_catalog.pg_notify('pg2kv', '');
   end if;
   return null;
 end
 $capture$, pg2kv.record_sql(sync, is_now, recorded), pg2kv.record_sql(sync, was, recorded),
-           pg2kv.same_key(key), sync, was, is_now);
+           pg2kv.same_key(key), sync, was, is_now,
+           case when pg2kv.set_tells(relation, columns) then format($compare$    begin
+      counts := %s;
+    exception when undefined_column then
+      counts := true; -- One was renamed. No writer fails for that, and nothing goes unseen.
+    end;
+    if not counts then
+      return null;
+    end if;
+$compare$, pg2kv.changed_sql(columns)) end,
+           case when pg2kv.set_tells(relation, columns) then E'declare\n  counts boolean;\n' end);
   if exists (select from pg_attribute
              where attrelid = relation and attname = any (put_capture.key)
                and pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype)) then
-    settings := settings || '{extra_float_digits=1}'; -- or the writer's setting would show in what is recorded
+    settings := '{extra_float_digits=1}'; -- or the writer's setting would show in what is recorded
   end if;
   if exists (select from pg_proc where oid = to_regprocedure(format('pg2kv.capture_%s()', label))
-             and prosrc = body and proconfig = settings) then
+             and prosrc = body and proconfig is not distinct from settings) then
     return false;
   end if;
   execute format('create or replace function pg2kv.capture_%s() returns trigger
-  language plpgsql security definer
-  set search_path = pg_catalog, pg_temp %s
-  as %L', label, 'set ' || settings[2], body);
+  language plpgsql security definer %s
+  as %L', label, 'set ' || settings[1], body);
   execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', label);
   execute format('revoke all on function pg2kv.capture_%s() from public', label);
   execute format('comment on function pg2kv.capture_%s() is %L', label, about);
   return true;
 end
 $$;
-comment on function pg2kv.put_capture(text, text, regclass, text[], text, text, text, text) is
+comment on function pg2kv.put_capture(text, text, regclass, text[], text[], text, text, text, text) is
   'Makes the trigger function that records the keys of changed rows of a table; false where it was as it should be';
 
 create or replace function pg2kv.shard(key text, shards int) returns int
@@ -453,25 +502,25 @@ as $$
   select case when shards is not null then format('pg2kv.shard(%s, %s)', string_agg(
     case when pg2kv.base_type(a.atttypid) = any (array['int2', 'int4', 'int8', 'numeric', 'bool', 'uuid',
                                                        'text', 'varchar']::regtype[])
-      then format('%s.%I::text', of_row, a.attname)
-      else format('(%s ->> 0)', pg2kv.key_expression(relation, array[k.name], of_row))
-    end, ' || '','' || ' order by k.position), shards) end
+      then format('%s.%I::pg_catalog.text', of_row, a.attname)
+      else format('(%s operator(pg_catalog.->>) 0)', pg2kv.key_expression(relation, array[k.name], of_row))
+    end, ' operator(pg_catalog.||) '','' operator(pg_catalog.||) ' order by k.position), shards) end
   from unnest(key) with ordinality as k (name, position)
   join pg_attribute a
     on a.attrelid = relation and a.attname = k.name and a.attnum > 0 and not a.attisdropped
 $$;
 comment on function pg2kv.shard_expression(regclass, text[], int, text) is
-  'SQL for the shard of a row, as triggers and the daemon compute it';
+  'SQL for the shard of a row, as triggers and the daemon compute it: each name carries its schema';
 
 create or replace function pg2kv.document_key(
     relation regclass, key text[], shard_key text[], shards int, of_row text) returns text
   language sql stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select case when cardinality(key) = 0 then 'jsonb_build_array()'
+  select case when cardinality(key) = 0 then 'pg_catalog.jsonb_build_array()'
            else pg2kv.key_expression(relation, key, of_row) end
     || case when shards is null then ''
-         else format(' || jsonb_build_array(%s)',
+         else format(' operator(pg_catalog.||) pg_catalog.jsonb_build_array(%s)',
                      pg2kv.shard_expression(relation, shard_key, shards, of_row)) end
 $$;
 comment on function pg2kv.document_key(regclass, text[], text[], int, text) is
@@ -624,7 +673,8 @@ create or replace function pg2kv.index_advice(sync text) returns text
 as $$
   with wanted as (
     select s.relation, s.key_columns, cardinality(s.key_columns) as width, c.relkind,
-      replace(nullif(e.shard, case when e.shard like '%jsonb%' then e.shard end), 'pg2kv_row.', '') as shard
+      regexp_replace(nullif(e.shard, case when e.shard like '%jsonb%' then e.shard end),
+                     'pg2kv_row\.|pg_catalog\.|operator\(pg_catalog\.(\S+)\)', '\1', 'g') as shard
     from pg2kv.sync s
     join pg_class c on c.oid = s.relation
     cross join lateral (
@@ -661,11 +711,14 @@ as $$
                     '; ' order by wanted.relation::text, wanted.name)
   from (
     select t as relation, format('zzz_pg2kv_%s_%s', watched.label, kind) as name,
-      to_regprocedure(format('pg2kv.capture_%s()', watched.label)) as function
+      to_regprocedure(format('pg2kv.capture_%s()', watched.label)) as function, watched.columns, watched.before
     from (
-      select s.name as label, s.relation from pg2kv.sync s where s.name = trigger_faults.sync
+      select s.name as label, s.relation, s.key_columns || s.columns || s.shard_key as columns,
+        pg2kv.before_trigger(s.relation) as before
+      from pg2kv.sync s where s.name = trigger_faults.sync
       union all
-      select pg2kv.related_label(r.sync, r.name), r.relation
+      select pg2kv.related_label(r.sync, r.name), r.relation, r.match_to || r.columns,
+        pg2kv.before_trigger(r.relation)
       from pg2kv.related r where r.sync = trigger_faults.sync
     ) watched, pg2kv.tables_of(watched.relation) t, unnest(array['row', 'update', 'truncate']) kind
   ) wanted
@@ -676,6 +729,15 @@ as $$
       when t.tgfoid is distinct from wanted.function then 'calls the wrong function'
       when t.tgenabled = 'D' then 'is disabled'
       when t.tgenabled <> 'A' then 'is not enabled always'
+      when t.tgattr::text <> '' and wanted.before is not null
+        then format('does not see what the trigger %I changes before it', wanted.before)
+      when t.tgattr::text <> '' then (
+        -- After a rename another column may have the name of a watched one.
+        select format('does not see the column %s', string_agg(format('%I', a.attname), ', ' order by a.attname))
+        from pg_attribute a
+        where a.attrelid = wanted.relation and a.attname = any (wanted.columns)
+          and a.attnum > 0 and a.attnum <> all (t.tgattr::int2[])
+        having count(*) > 0)
     end as fault
   ) judged
   where fault is not null
@@ -706,29 +768,49 @@ $$;
 comment on function pg2kv.drop_triggers(text, regclass[]) is
   'Removes the triggers of a sync from all tables but these';
 
+create or replace function pg2kv.update_trigger(relation regclass, columns text[]) returns text[]
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  -- A trigger on columns is not even looked at when a statement sets others. Where the set columns do
+  -- not tell, the WHEN is evaluated for each row that is updated, whatever was set.
+  select array[
+    (select ' of ' || string_agg(distinct format('%I', name), ', ' order by format('%I', name))
+     from unnest(columns) name where pg2kv.set_tells(relation, columns)),
+    (select format('when (%s) ', pg2kv.changed_sql(columns)) where not pg2kv.set_tells(relation, columns))]
+$$;
+comment on function pg2kv.update_trigger(regclass, text[]) is
+  'What stands behind "after update" and "for each row" of a trigger for changes of these columns; null means any column';
+
+create or replace function pg2kv.is_current(label text, relation regclass, columns text[]) returns boolean
+  language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select from pg_trigger t
+    where t.tgrelid = relation and t.tgname = format('zzz_pg2kv_%s_update', label)
+      and array[t.tgattr::text <> '', t.tgqual is not null]
+        = (select array[u.clauses[1] is not null, u.clauses[2] is not null]
+           from (select pg2kv.update_trigger(relation, columns) as clauses) u))
+$$;
+comment on function pg2kv.is_current(text, regclass, text[]) is
+  'Whether the UPDATE trigger of a table is of the kind that put_triggers() would make';
+
 create or replace function pg2kv.put_triggers(
-    label text, relation regclass, columns text[], every_column boolean, recorded text) returns void
+    label text, relation regclass, columns text[], recorded text) returns void
   language plpgsql
   set search_path = pg_catalog, pg_temp
 as $$
 declare
   one_table regclass;
-  changed text;
+  clauses text[] := pg2kv.update_trigger(relation, columns);
 begin
   -- Row triggers, because statement triggers see neither changes made directly to a partition nor
-  -- those that logical replication applies. record_image_ne compares what is stored: any type will
-  -- do, and 1.0 differs from 1.00. (Its operator "*<>" on rows would not survive pg_dump.)
-  select case when every_column
-      then 'record_image_ne(old, new)'
-      else format('record_image_ne(row(%s), row(%s))',
-                  string_agg(format('old.%I', name), ', '), string_agg(format('new.%I', name), ', '))
-    end
-    into changed
-    from (select distinct name from unnest(columns) name order by name) watched;
+  -- those that logical replication applies.
   execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
     for each row execute function pg2kv.capture_%1$s()', label, relation);
-  execute format('create or replace trigger zzz_pg2kv_%1$s_update after update on %2$s
-    for each row when (%3$s) execute function pg2kv.capture_%1$s()', label, relation, changed);
+  execute format('create or replace trigger zzz_pg2kv_%1$s_update after update%3$s on %2$s
+    for each row %4$sexecute function pg2kv.capture_%1$s()', label, relation, clauses[1], clauses[2]);
   execute format('comment on trigger zzz_pg2kv_%1$s_row on %2$s is %3$L', label, relation,
                  'pg2kv: records ' || recorded);
   execute format('comment on trigger zzz_pg2kv_%1$s_update on %2$s is %3$L', label, relation,
@@ -747,7 +829,7 @@ begin
   perform pg2kv.drop_triggers(label, array(select pg2kv.tables_of(relation)));
 end
 $$;
-comment on function pg2kv.put_triggers(text, regclass, text[], boolean, text) is
+comment on function pg2kv.put_triggers(text, regclass, text[], text) is
   'Has the changes of a table call a capture function, and those of no other table';
 
 create or replace function pg2kv.set_grants(relation regclass) returns void
@@ -853,6 +935,8 @@ declare
   is_same boolean;
   unharmed boolean;
   renewed boolean;
+  same_columns boolean;
+  counting text[];
   primary_key text[];
   advice text;
 begin
@@ -891,19 +975,20 @@ begin
   perform pg2kv.check_unique(relation, key, collect);
 
   select * into before from pg2kv.sync s where s.name = watch.sync;
-  is_same := coalesce(
+  counting := case when watch.columns is not null then key || watch.columns || primary_key end;
+  same_columns := coalesce(
     before.relation = watch.relation and before.key_columns = watch.key
     and before.columns is not distinct from watch.columns
     and before.collect = watch.collect and before.shards is not distinct from watch.shards
-    and before.shard_key is not distinct from primary_key
-    and pg2kv.trigger_faults(sync) is null, false);
+    and before.shard_key is not distinct from primary_key, false);
+  is_same := same_columns and pg2kv.trigger_faults(sync) is null and pg2kv.is_current(sync, relation, counting);
   if not is_same then
     perform pg2kv.take_lock(relation, 'share row exclusive');
   end if;
   unharmed := before.name is not null and before.backfilled_at is distinct from '-infinity'
     and pg2kv.trigger_faults(sync) is null;
 
-  renewed := pg2kv.put_capture(sync, sync, relation, key || primary_key,
+  renewed := pg2kv.put_capture(sync, sync, relation, key || primary_key, counting,
     pg2kv.document_key(relation, key, primary_key, shards, 'old'),
     pg2kv.document_key(relation, key, primary_key, shards, 'new'), '%s',
     format('Records the keys of changed rows of %s for the sync %s', relation, sync));
@@ -911,7 +996,7 @@ begin
     return format('%s is watched as %s already; %s', relation, sync,
                   case when renewed then 'its trigger function is a new one' else 'nothing was changed' end);
   end if;
-  perform pg2kv.put_triggers(sync, relation, key || watch.columns || primary_key, watch.columns is null, 'the key of the row');
+  perform pg2kv.put_triggers(sync, relation, counting, 'the key of the row');
 
   insert into pg2kv.sync (name, relation, key_columns, columns, collect, shards, shard_key)
     values (watch.sync, watch.relation, watch.key, watch.columns, watch.collect, watch.shards, primary_key)
@@ -926,7 +1011,9 @@ begin
   -- What their triggers write depends on the key of the sync.
   perform pg2kv.watch_related(r.relation, r.sync, r.name, jsonb_object(r.match_from, r.match_to), r.columns)
     from pg2kv.related r where r.sync = watch.sync order by r.name;
-  if before.relation = watch.relation and before.key_columns = watch.key and unharmed then
+  if same_columns and unharmed then
+    null; -- Nothing was missed: only the way changes are captured is another one.
+  elsif before.relation = watch.relation and before.key_columns = watch.key and unharmed then
     -- No change was missed, but other columns count from now on: what differs is written, no more.
     update pg2kv.sync s set audit_owed = coalesce(s.audit_owed, 'other columns are watched')
       where s.name = watch.sync;
@@ -996,6 +1083,9 @@ declare
   wanted pg2kv.related;
   is_same boolean;
   renewed boolean;
+  same_columns boolean;
+  unharmed boolean;
+  counting text[];
   label text := pg2kv.related_label(sync, name);
   key text[];
   recorded text;
@@ -1075,10 +1165,12 @@ begin
   end if;
 
   select * into before from pg2kv.related r where r.sync = watch_related.sync and r.name = watch_related.name;
-  is_same := coalesce(
+  counting := case when watch_related.columns is not null then wanted.match_to || watch_related.columns end;
+  same_columns := coalesce(
     before.relation = watch_related.relation and before.match_from = wanted.match_from
     and before.match_to = wanted.match_to and before.columns is not distinct from watch_related.columns
-    and before.direct = wanted.direct and pg2kv.trigger_faults(sync) is null, false);
+    and before.direct = wanted.direct, false);
+  is_same := same_columns and pg2kv.trigger_faults(sync) is null and pg2kv.is_current(label, relation, counting);
   if not is_same then
     perform pg2kv.take_lock(relation, 'share row exclusive');
   end if;
@@ -1092,10 +1184,11 @@ begin
       join unnest(wanted.match_from, wanted.match_to) as m (own, theirs) on m.own = k.own
       order by k.position);
   else
-    recorded := format('jsonb_build_object(''related'', %L, ''values'', %%s)', name);
+    recorded := format('pg_catalog.jsonb_build_object(''related'', %L, ''values'', %%s)', name);
     key := wanted.match_to;
   end if;
-  renewed := pg2kv.put_capture(label, sync, relation, key,
+  unharmed := same_columns and pg2kv.trigger_faults(sync) is null;
+  renewed := pg2kv.put_capture(label, sync, relation, key, counting,
     pg2kv.key_expression(relation, key, 'old'), pg2kv.key_expression(relation, key, 'new'), recorded,
     format('Records which documents of the sync %s changed rows of %s concern', sync, relation));
   if is_same then
@@ -1103,8 +1196,10 @@ begin
                   case when renewed then 'its trigger function is a new one' else 'nothing was changed' end);
   end if;
 
-  perform pg2kv.put_triggers(label, relation, wanted.match_to || watch_related.columns, watch_related.columns is null,
-                             'which documents the row concerns');
+  perform pg2kv.put_triggers(label, relation, counting, 'which documents the row concerns');
+  if unharmed then
+    return format('%s is watched as %s of %s', relation, name, sync); -- only captured in another way
+  end if;
 
   insert into pg2kv.related (sync, name, relation, match_from, match_to, columns, direct)
     values (watch_related.sync, watch_related.name, watch_related.relation, wanted.match_from, wanted.match_to,
@@ -1212,7 +1307,7 @@ grant select, insert, update, delete
 grant select on sequence pg2kv.outbox_id_seq to pg2kv_daemon;
 grant select, update on sequence pg2kv.bell to pg2kv_daemon;
 grant execute on function pg2kv.version(), pg2kv.status(), pg2kv.resync(text), pg2kv.approve_deletes(text, interval),
-  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass), pg2kv.index_advice(text),
+  pg2kv.trigger_faults(text), pg2kv.tables_of(regclass), pg2kv.before_trigger(regclass), pg2kv.index_advice(text),
   pg2kv.shard_expression(regclass, text[], int, text), pg2kv.key_expression(regclass, text[], text),
   pg2kv.base_type(oid), pg2kv.related_label(text, text), pg2kv.has_index(regclass, text[]),
   pg2kv.index_for(regclass, text[], text[]) to pg2kv_daemon;

@@ -2,8 +2,9 @@
 
 use super::super::error::Error;
 use super::super::{SyncSource, ValueSql};
+use super::members::Members;
 use super::table::Table;
-use super::value::{Beside, attributes_sql, filter_sql, object_columns, value_sql};
+use super::value::{Beside, attributes_sql, filter_sql, object_sql, quote, value_sql};
 use crate::change::KV_VALUE_MAX_BYTES;
 
 impl Table {
@@ -15,7 +16,22 @@ impl Table {
         )
     }
 
-    /// Documents by key: `$1` and on are the texts of the key's values, an array for each.
+    /// The columns that are to be members, whose types are told when it is prepared.
+    pub(super) fn probe_columns(&self, columns: &[(String, String)]) -> String {
+        let columns = columns.iter();
+        let columns: Vec<String> = columns
+            .map(|(column, _)| format!("{}.{}", self.alias, quote(column)))
+            .collect();
+        format!(
+            "select {} from {} as {}",
+            columns.join(", "),
+            self.name,
+            self.alias
+        )
+    }
+
+    /// Documents by key: `$1` and on are the texts of the key's values, an array for each. With
+    /// `members` the columns of the document come instead of it.
     ///
     /// `offset 0` keeps the subquery whole: keys drive a nested loop, so rows come in the order of
     /// the keys without a sort that would hold all values, and each expression is evaluated once,
@@ -24,6 +40,7 @@ impl Table {
         &self,
         sync: &SyncSource,
         binary: bool,
+        members: Option<&Members>,
         doing: &str,
     ) -> Result<String, Error> {
         // One array tells how many keys there are even where a key has no values.
@@ -46,15 +63,19 @@ impl Table {
         let (document, beside) = match (&sync.collect, Beside::of(sync)) {
             (Some(collect), _) => (
                 self.collected(sync, collect, &matches, doing)?,
-                ", pg2kv_document.twice",
+                ", pg2kv_document.twice".to_owned(),
             ),
             (None, Beside::Attributes) => (
                 self.with_attributes(sync, binary, &matches, doing)?,
                 ", pg2kv_document.content_type, pg2kv_document.metadata, \
                  ceil(extract(epoch from pg2kv_document.expires_at))::int8, \
-                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8",
+                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8"
+                    .to_owned(),
             ),
-            (None, _) => (self.single(sync, binary, &matches, doing)?, ""),
+            (None, _) => (
+                self.single(sync, binary, members, &matches, doing)?,
+                members.map_or_else(String::new, |members| members.of_document("pg2kv_document")),
+            ),
         };
         // A value over the limit is refused anyway, so only its size travels.
         let max = KV_VALUE_MAX_BYTES;
@@ -94,34 +115,29 @@ impl Table {
         }
     }
 
-    /// The document of one row that has nothing beside its value. An object of columns is the row
-    /// of a subquery: it costs less than a subquery for each row.
+    /// The document of one row that has nothing beside its value, or its columns.
     fn single(
         &self,
         sync: &SyncSource,
         binary: bool,
+        members: Option<&Members>,
         matches: &str,
         doing: &str,
     ) -> Result<String, Error> {
-        let (row, value) = match &sync.value {
-            ValueSql::Columns(columns) => (
-                object_columns(columns, &self.alias, doing)?,
-                "row_to_json(pg2kv_row)::text",
-            ),
-            ValueSql::Expression(_) => (
-                format!(
-                    "{} as value",
-                    value_sql(&sync.value, binary, &self.alias, doing)?
-                ),
-                "pg2kv_row.value",
-            ),
+        let row = match (&sync.value, members) {
+            (ValueSql::Columns(columns), Some(members)) => {
+                members.of_row(&object_sql(columns, &self.alias, doing)?)
+            }
+            _ => {
+                let value = value_sql(&sync.value, binary, &self.alias, doing)?;
+                format!("{value} as value")
+            }
         };
         let filter = filter_sql(sync.filter.as_deref());
         let (name, alias) = (&self.name, &self.alias);
         Ok(format!(
-            "select pg2kv_one.value, octet_length(pg2kv_one.value)::int8 as bytes from (\
-             select {value} as value from (select {row} from {name} as {alias} \
-             where {matches} {filter}) as pg2kv_row offset 0) as pg2kv_one"
+            "select pg2kv_row.*, octet_length(pg2kv_row.value)::int8 as bytes from (\
+             select {row} from {name} as {alias} where {matches} {filter} offset 0) as pg2kv_row"
         ))
     }
 

@@ -8,6 +8,7 @@ mod by_key;
 mod collect;
 pub(crate) mod expand;
 mod key_texts;
+mod members;
 mod table;
 mod value;
 mod walk;
@@ -16,6 +17,7 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::Type;
 
 pub(crate) use self::key_texts::KeyTexts;
+use self::members::Members;
 use self::value::{Beside, Filter};
 use super::error::{Error, Kind, Place};
 use super::link::Link;
@@ -45,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) row_bytes: u64,
     /// The value is bytes, not text.
     binary: bool,
+    /// The value is made here, of these columns.
+    members: Option<Members>,
     beside: Beside,
     /// Seconds that a pair stands after each write, where that is limited.
     ttl_seconds: Option<u32>,
@@ -80,12 +84,25 @@ impl Plan {
                 probe.columns().iter().all(|c| *c.type_() == Type::BYTEA)
             }
         };
+        let members = match &sync.value {
+            ValueSql::Columns(columns)
+                if !columns.is_empty() && Beside::of(sync) == Beside::Nothing =>
+            {
+                let probe = table.probe_columns(columns);
+                let probe = link
+                    .call(&doing, 1, Place::Relation, client.prepare(&probe))
+                    .await?;
+                let types = probe.columns().iter().map(|column| column.type_());
+                Some(Members::of(columns, types, &table.alias))
+            }
+            _ => None,
+        };
         let walk = |filter: &Filter| match sync.collect {
             None => table.walk(filter),
             Some(_) => table.walk_groups(filter),
         };
         let (rows, walk, walk_all, keys) = (
-            table.rows(sync, binary, &doing)?,
+            table.rows(sync, binary, members.as_ref(), &doing)?,
             walk(&Filter::of(sync)),
             walk(&Filter::default()),
             table.keys(),
@@ -125,6 +142,7 @@ impl Plan {
                 Some(_) => KV_VALUE_MAX_BYTES as u64,
             },
             binary,
+            members,
             beside: Beside::of(sync),
             ttl_seconds,
             shards: sync

@@ -166,7 +166,16 @@ impl Plan {
         let twice =
             self.beside == Beside::Twice && row.try_get::<_, Option<bool>>(at + 2)? == Some(true);
         let value = match (whole, row.try_get::<_, Option<i64>>(at + 1)?) {
-            (None, None) => return Ok(None),
+            (None, None) => {
+                let members = self.members.as_ref();
+                match members.map(|members| members.document(row, at + 2)) {
+                    None => return Ok(None),
+                    Some(made) => match made? {
+                        None => return Ok(None),
+                        Some(value) => value,
+                    },
+                }
+            }
             _ if twice => DraftValue::Twice,
             (Some(value), _) => DraftValue::Whole(value),
             (None, Some(bytes)) => DraftValue::TooLarge {

@@ -224,6 +224,19 @@ async fn other_ways_to_change_a_row(server: Server) {
                 ],
             },
             Scenario {
+                name: "a user trigger that sees only some of the changes",
+                setup: "create table t (id int primary key, a text, b text);
+                        create function public.f() returns trigger language plpgsql
+                            as $$ begin new.a := upper(new.b); return new; end $$;
+                        create trigger f before update of b on t for each row execute function f();
+                        alter table t disable trigger f;
+                        select pg2kv.watch('t', 's', '{id}', '{a}')",
+                steps: &[
+                    ("insert into t values (1)", &["[1]"]),
+                    ("alter table t enable trigger f; update t set b = 'x'", &["[1]"]),
+                ],
+            },
+            Scenario {
                 name: "generated columns",
                 setup: "create table t (id int primary key, a int, twice int generated always as (a * 2) stored);
                         select pg2kv.watch('t', 's', '{id}', '{twice}')",
@@ -384,6 +397,14 @@ async fn changing_the_table_does_not_fail_writers(server: Server) {
         .await;
         assert_eq!(take_keys(&admin).await.len(), 2 * 4, "after {ddl}");
     }
+    // Whatever a watched column is called now.
+    take_keys(&admin).await;
+    run(&admin, "update t set aa = 'x'; update t set aa = 'x'").await;
+    let recorded = take_keys(&admin).await;
+    assert!(
+        recorded.len() >= 2,
+        "both syncs hear of a renamed column: {recorded:?}"
+    );
     // A watched column cannot go away unnoticed.
     for ddl in [
         "alter table t drop column aa",

@@ -7,6 +7,7 @@ on_both_servers!(
     the_daemon_may_do_its_work_and_nothing_else,
     writers_need_no_rights_and_get_none,
     objects_of_a_writer_do_not_divert_a_change,
+    every_name_in_a_trigger_function_carries_its_schema,
     only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it,
 );
 
@@ -142,9 +143,10 @@ async fn writers_need_no_rights_and_get_none(server: Server) {
         text(&admin, definers).await,
         "approve_deletes capture_t resync status"
     );
-    // A body that was parsed when it was made looks no name up when it is called.
+    // A body that was parsed when it was made looks no name up when it is called, and trigger functions
+    // have no name without its schema.
     let search_paths = "select string_agg(proname, ' ') from pg_proc
-        where pronamespace = 'pg2kv'::regnamespace and prosqlbody is null
+        where pronamespace = 'pg2kv'::regnamespace and prosqlbody is null and proname <> 'capture_t'
           and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)";
     assert_eq!(text(&admin, search_paths).await, "null");
 }
@@ -157,30 +159,89 @@ async fn objects_of_a_writer_do_not_divert_a_change(server: Server) {
         &format!(
             "create table t (id int primary key, a text);
              create role {writer} login;
-             grant insert, update on t to {writer};
+             grant insert, update, delete on t to {writer};
              grant create on schema public to {writer};
-             select pg2kv.watch('t', 't', '{{id}}', '{{a}}')"
+             select pg2kv.watch('t', 't', '{{id}}', '{{a}}');
+             select setval('pg2kv.bell', extract(epoch from clock_timestamp())::bigint + 60)"
         ),
     )
     .await;
     take_keys(&admin).await;
     let client = db.connect_as(&writer).await;
+    // Each of them would be taken before that of PostgreSQL, and fails when it is called.
     run(
         &client,
         "create temp table outbox (sync text, key jsonb);
          create temp table bell (last_value bigint);
-         create function public.jsonb_build_array(int) returns jsonb language sql as 'select null::jsonb';
+         create function public.jsonb_build_array(int) returns jsonb language sql as 'select (1/0)::text::jsonb';
+         create function public.record_image_eq(record, record) returns boolean language plpgsql
+           as 'begin return 1/0 = 1; end';
+         create function public.record_image_ne(record, record) returns boolean language plpgsql
+           as 'begin return 1/0 = 1; end';
+         create function public.pg_sequence_last_value(regclass) returns bigint language sql as 'select 1/0';
+         create function public.clock_timestamp() returns timestamptz language sql as 'select to_timestamp(1/0)';
+         create function public.date_part(text, timestamptz) returns float8 language sql as 'select 1/0';
          create function public.pg_notify(text, text) returns void language sql as 'select 1/0';
+         create function public.same(text, text) returns boolean language sql as 'select 1/0 = 1';
+         create operator public.= (leftarg = text, rightarg = text, function = public.same);
+         create function public.more(bigint, float8) returns boolean language sql as 'select 1/0 = 1';
+         create operator public.> (leftarg = bigint, rightarg = float8, function = public.more);
+         create domain public.text as int;
+         create domain public.regclass as int;
          set search_path = pg_temp, public, pg_catalog;
          insert into public.t values (1);
-         update public.t set a = 'b'",
+         update public.t set a = 'b';
+         update public.t set id = 2;
+         delete from public.t",
     )
     .await;
-    assert_eq!(take_keys(&admin).await, ["[1]", "[1]"]);
+    assert_eq!(take_keys(&admin).await, ["[1]", "[1]", "[1]", "[2]", "[2]"]);
     assert_eq!(
-        text(&client, "select count(*)::text from pg_temp.outbox").await,
+        text(
+            &client,
+            "select count(*)::pg_catalog.text from pg_temp.outbox"
+        )
+        .await,
         "0"
     );
+}
+
+/// Trigger functions run as their owner under the search path of whoever writes.
+async fn every_name_in_a_trigger_function_carries_its_schema(server: Server) {
+    let (_db, admin) = with_kit(server).await;
+    run(
+        &admin,
+        "create table plain (id int primary key, a text);
+         create table many (at timestamptz, b bytea, f float8, n numeric unique, g int, id date primary key, v text);
+         create table tenants (g int, v text);
+         select pg2kv.watch('plain', 'plain', '{id}', '{a}');
+         select pg2kv.watch('plain', 'every', '{id}');
+         select pg2kv.watch('many', 'nullable', '{n}', '{v}');
+         select pg2kv.watch('many', 'collected', '{at,b,f}', '{v}', collect => true);
+         select pg2kv.watch('many', 'sharded', '{g}', '{v}', collect => true, shards => 4);
+         select pg2kv.watch('many', 'whole', '{}', '{v}', collect => true, shards => 4);
+         select pg2kv.watch_related('tenants', 'nullable', 'tenants', '{\"v\": \"v\"}', '{g}')",
+    )
+    .await;
+    let functions = "select count(*)::text from pg_proc
+                     where pronamespace = 'pg2kv'::regnamespace and proname like 'capture_%'";
+    assert_eq!(text(&admin, functions).await, "7");
+    // Calls, casts, and operators between spaces.
+    let bare = r"
+        select string_agg(distinct found[1], ' ') from pg_proc,
+          regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'),
+            '((?<![\w.])(?!row\M|values\M|operator\M|key\M|outbox\M|made\M|select\M|from\M)\w+ ?\(|::(?!pg_catalog\.)\w+| [-=<>|~!@#%^&*/+?]+ )',
+            'g') as found
+        where pronamespace = 'pg2kv'::regnamespace and proname like 'capture_%'";
+    assert_eq!(text(&admin, bare).await, "null");
+    // And it does find what it looks for.
+    run(
+        &admin,
+        "create function pg2kv.capture_bad() returns trigger language plpgsql as
+         $$ begin perform f(1), 1 = 1, '1'::text, pg_catalog.now(); return null; end $$",
+    )
+    .await;
+    assert_eq!(text(&admin, bare).await, " =  ::text f(");
 }
 
 async fn only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it(server: Server) {

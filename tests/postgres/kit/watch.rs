@@ -6,6 +6,7 @@ use crate::support::postgres::Server;
 on_both_servers!(
     watching_again_changes_nothing,
     watching_again_renews_the_trigger_function,
+    watching_again_follows_the_triggers_of_others,
     watching_with_other_arguments_replaces,
     unwatching_removes_everything_of_the_sync,
     a_table_that_is_in_use_is_named_with_who_uses_it,
@@ -74,6 +75,73 @@ async fn watching_again_renews_the_trigger_function(server: Server) {
             assert!(take_keys(&admin).await.is_empty());
         }
     }
+}
+
+async fn watching_again_follows_the_triggers_of_others(server: Server) {
+    let (_db, admin) = with_kit(server).await;
+    run(
+        &admin,
+        "create table t (id int primary key, a text, b text) partition by range (id);
+         create table t1 partition of t for values from (0) to (10);
+         create table r (id int primary key, c text);
+         create function f() returns trigger language plpgsql
+           as $$ begin new.a := upper(new.b); return new; end $$;
+         create function g() returns trigger language plpgsql
+           as $$ begin new.c := upper(new.c); return new; end $$",
+    )
+    .await;
+    const WATCH: [&str; 2] = [
+        "select pg2kv.watch('t', 't', '{id}', '{a}')",
+        "select pg2kv.watch_related('r', 't', 'r', '{\"a\": \"c\"}', '{c}')",
+    ];
+    const STATUS: &str = "select triggers from pg2kv.status()";
+    // What was set tells a trigger on columns apart from one with a condition.
+    let kinds = "
+        select string_agg(format('%s %s', tgrelid::regclass, case when tgattr::text = '' then 'when' else 'of' end), ', '
+                          order by tgrelid::regclass::text)
+        from pg_trigger where tgname like 'zzz_pg2kv_t%_update'";
+    for watch in WATCH {
+        run(&admin, watch).await;
+    }
+    assert_eq!(text(&admin, kinds).await, "r of, t of, t1 of");
+    run(&admin, "insert into t values (1, 'a', 'b')").await;
+    take_keys(&admin).await;
+
+    // What such a trigger changes is seen once the table is watched again, and all that was before.
+    run(
+        &admin,
+        "create trigger f before update on t1 for each row execute function f();
+         create trigger g before insert or update on r for each row execute function g()",
+    )
+    .await;
+    assert_eq!(
+        text(&admin, STATUS).await,
+        "trigger \"zzz_pg2kv_t$r_update\" on public.r does not see what the trigger g changes before it; \
+         trigger zzz_pg2kv_t_update on public.t does not see what the trigger f changes before it; \
+         trigger zzz_pg2kv_t_update on public.t1 does not see what the trigger f changes before it \
+         (run watch again)"
+    );
+    for watch in WATCH {
+        run(&admin, watch).await;
+    }
+    assert!(take_keys(&admin).await.contains(&"everything".to_owned()));
+    assert_eq!(text(&admin, STATUS).await, "ok");
+    assert_eq!(text(&admin, kinds).await, "r when, t when, t1 when");
+    run(&admin, "update t set b = 'x'; update t set b = 'x'").await;
+    assert_eq!(take_keys(&admin).await, ["[1]"]);
+
+    // Without it nothing was missed.
+    run(&admin, "drop trigger f on t1; drop trigger g on r").await;
+    assert_eq!(text(&admin, STATUS).await, "ok");
+    for watch in WATCH {
+        run(&admin, watch).await;
+    }
+    assert_eq!(text(&admin, kinds).await, "r of, t of, t1 of");
+    assert!(take_keys(&admin).await.is_empty());
+    let owed = "select coalesce(audit_owed, 'nothing') from pg2kv.sync";
+    assert_eq!(text(&admin, owed).await, "nothing");
+    run(&admin, "update t set b = 'y'; update t set a = 'y'").await;
+    assert_eq!(take_keys(&admin).await, ["[1]"]);
 }
 
 async fn watching_with_other_arguments_replaces(server: Server) {
@@ -377,6 +445,21 @@ async fn status_tells_what_is_wrong_with_the_triggers(server: Server) {
         assert_eq!(text(&admin, STATUS).await, "ok", "after {damage}");
         assert_eq!(take_keys(&admin).await, ["everything"], "changes may have been missed");
     }
+    // A column that took the name of a watched one is another column.
+    run(
+        &admin,
+        "create table u (id int primary key, a text, b text); select pg2kv.watch('u', 'u', '{id}', '{a}');
+         alter table u rename a to c",
+    )
+    .await;
+    const OF_U: &str = "select triggers from pg2kv.status() where sync = 'u'";
+    assert_eq!(text(&admin, OF_U).await, "ok");
+    run(&admin, "alter table u rename b to a").await;
+    assert_eq!(
+        text(&admin, OF_U).await,
+        "trigger zzz_pg2kv_u_update on public.u does not see the column a (run watch again)"
+    );
+    run(&admin, "select pg2kv.unwatch('u')").await;
     run(
         &admin,
         "insert into pg2kv.outbox (sync, key, at) values ('t', '[1]', now() - interval '1 hour');
