@@ -1,6 +1,8 @@
 //! Claim, read, settle, backfill.
 
-use pg2kv::change::{DraftValue, Epoch, Key, KvName, Poison, PoisonReason, SyncId};
+use pg2kv::change::{
+    DraftValue, Epoch, KV_VALUE_MAX_BYTES, Key, KvName, Poison, PoisonReason, SyncId,
+};
 use pg2kv::ledger::FetchMode::Awake;
 use pg2kv::ledger::{BackfillPhase, BackfillStep, ClaimRequest, DeadLetter, SettleRequest};
 use pg2kv::source::lease::Candidate;
@@ -233,6 +235,54 @@ async fn a_value_over_the_limit_of_kv_stays_in_postgres() {
         }
     );
     assert_eq!(draft.weight(), 0);
+}
+
+/// Above some size the server makes the document, below it the columns travel.
+#[tokio::test]
+async fn a_document_of_columns_is_the_same_at_every_size() {
+    let bench = Bench::new().await;
+    // What compresses well and what does not; line feeds need two bytes in JSON.
+    bench
+        .sql(
+            "insert into items
+             select 10 * n + kind, case kind
+               when 0 then repeat(e'x\n', (5 ^ n)::int)
+               else (select string_agg(md5(i::text || e'\n'), e'\n') from generate_series(1, (5 ^ n)::int / 32 + 1) i) end
+             from generate_series(0, 10) n, (values (0), (1)) as kinds (kind) where n < 10 or kind = 0",
+        )
+        .await;
+    let mut source = items("");
+    source.value = ValueSql::Columns(vec![("plan".to_owned(), "pl\"an".to_owned())]);
+    let leader = bench.lead(&[source]).await;
+    let expected = bench
+        .admin
+        .query(
+            "select id, '{\"pl\\\"an\":' || to_json(plan) || '}' from items order by id",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(expected.len(), 21);
+    for row in &expected {
+        let (id, document): (i64, &str) = (row.get(0), row.get(1));
+        let claimed = leader.read(&[format!("[{id}]").as_str()]).await.unwrap();
+        let draft = claimed.rows[0].draft.as_ref().unwrap();
+        if document.len() > KV_VALUE_MAX_BYTES {
+            let bytes = document.len() as u64;
+            assert_eq!(
+                draft.value,
+                DraftValue::TooLarge {
+                    bytes,
+                    shards: None
+                }
+            );
+        } else {
+            // A difference of megabytes would not help anybody.
+            assert!(text(&claimed.rows[0]) == Some(document), "row {id}");
+        }
+    }
+    let largest = expected.iter().map(|row| row.get::<_, &str>(1).len()).max();
+    assert!(largest > Some(KV_VALUE_MAX_BYTES), "one is too large");
 }
 
 #[tokio::test]
