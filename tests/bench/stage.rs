@@ -246,6 +246,12 @@ impl Stage {
                 let settings = self.world.default_settings(&self.kv.base_url);
                 let daemon = self.world.daemon_with("bench", &settings);
                 daemon.leads().await;
+                // What a start takes is not what writers pay.
+                let asleep = "select (last_value > 0)::int::int8 from pg2kv.bell";
+                wait::until("the daemon to sleep", async || {
+                    (self.world.number(asleep).await == 1).then_some(())
+                })
+                .await;
                 Reader::Daemon(daemon)
             }
             Way::NotifyRow => Reader::Listener(self.listener("users", "").await),
