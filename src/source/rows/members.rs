@@ -151,6 +151,21 @@ impl Form {
         })
     }
 
+    /// Whether a value has this binary form.
+    fn fits(self, raw: &[u8]) -> bool {
+        match self {
+            Self::Bool => raw.len() == 1,
+            Self::Int2 => raw.len() == 2,
+            Self::Int4 => raw.len() == 4,
+            Self::Int8 => raw.len() == 8,
+            Self::Uuid => raw.len() == 16,
+            Self::Text | Self::Json => std::str::from_utf8(raw).is_ok(),
+            Self::Jsonb => {
+                matches!(raw, [1, json @ ..] if std::str::from_utf8(json).is_ok())
+            }
+        }
+    }
+
     /// Writes the JSON of a value in its binary form, as PostgreSQL's manual has it.
     fn write(self, raw: &[u8], json: &mut Vec<u8>) {
         // Writing into memory does not fail.
@@ -177,21 +192,27 @@ impl Form {
     }
 }
 
-/// A value of a known length; what the server never sends is zero.
+/// A value whose length was looked at before.
 fn fixed<const N: usize>(raw: &[u8]) -> [u8; N] {
     raw.try_into().unwrap_or([0; N])
 }
 
-/// A value in its binary form, whatever its type.
+/// A value in its binary form, as one of the forms has it.
 struct Raw<'a>(&'a [u8]);
 
 impl<'a> FromSql<'a> for Raw<'a> {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(raw))
+    fn from_sql(
+        of_type: &Type,
+        raw: &'a [u8],
+    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        match Form::of(of_type) {
+            Some(form) if form.fits(raw) => Ok(Self(raw)),
+            _ => Err(format!("not the binary form of {of_type} that is known here").into()),
+        }
     }
 
-    fn accepts(_: &Type) -> bool {
-        true
+    fn accepts(of_type: &Type) -> bool {
+        Form::of(of_type).is_some()
     }
 }
 
@@ -228,6 +249,25 @@ mod tests {
         );
         assert_eq!(written(Form::Json, b"[1.00, 2]"), "[1.00, 2]");
         assert_eq!(written(Form::Jsonb, b"\x01{\"a\": 1}"), r#"{"a": 1}"#);
+    }
+
+    #[test]
+    fn what_is_no_value_of_its_type_is_an_error() {
+        let cases: [(Type, &[u8], &[u8]); 8] = [
+            (Type::BOOL, &[1], &[]),
+            (Type::INT2, &[0; 2], &[0; 4]),
+            (Type::INT4, &[0; 4], &[0; 2]),
+            (Type::INT8, &[0; 8], &[0; 9]),
+            (Type::UUID, &[0; 16], &[0; 15]),
+            (Type::TEXT, "é".as_bytes(), b"\xff"),
+            (Type::JSON, b"{}", b"\xff"),
+            (Type::JSONB, b"\x01{}", b"\x02{}"),
+        ];
+        for (of_type, good, bad) in cases {
+            assert!(Raw::from_sql(&of_type, good).is_ok(), "{of_type}");
+            assert!(Raw::from_sql(&of_type, bad).is_err(), "{of_type}");
+        }
+        assert!(!<Raw<'_> as FromSql>::accepts(&Type::NUMERIC));
     }
 
     #[test]
