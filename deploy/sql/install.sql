@@ -409,6 +409,35 @@ $$;
 comment on function pg2kv.record_sql(text, text, text) is
   'SQL that records a key, if it is one, in the way that the format "recorded" says';
 
+create or replace function pg2kv.put_function(
+    name text, relation regclass, key text[], body text, about text) returns boolean
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  settings text[];
+begin
+  if exists (select from pg_attribute
+             where attrelid = relation and attname = any (put_function.key)
+               and pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype)) then
+    settings := '{extra_float_digits=1}'; -- or the writer's setting would show in what is recorded
+  end if;
+  if exists (select from pg_proc where oid = to_regprocedure(format('pg2kv.%s()', name))
+             and prosrc = body and proconfig is not distinct from settings) then
+    return false;
+  end if;
+  execute format('create or replace function pg2kv.%s() returns trigger
+  language plpgsql security definer %s
+  as %L', name, 'set ' || settings[1], body);
+  execute format('alter function pg2kv.%s() owner to pg2kv_owner', name);
+  execute format('revoke all on function pg2kv.%s() from public', name);
+  execute format('comment on function pg2kv.%s() is %L', name, about);
+  return true;
+end
+$$;
+comment on function pg2kv.put_function(text, regclass, text[], text, text) is
+  'Makes a trigger function; false where it was as it should be';
+
 create or replace function pg2kv.put_capture(
     label text, sync text, relation regclass, key text[], columns text[], was text, is_now text, recorded text,
     about text)
@@ -417,74 +446,63 @@ create or replace function pg2kv.put_capture(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  settings text[];
-  body text;
-begin
-  -- This runs in every writer's transaction, so it is static and short and has nothing in it that
-  -- could fail. It runs as pg2kv_owner: writers need no privileges here. Each name in it carries its
-  -- schema, operators too, so that nothing a writer made can take a place in it; a search_path of its
-  -- own would say the same, and cost more than half of an insert. PL/pgSQL prepares each expression
-  -- that it comes by anew in each transaction, so the usual change comes by few.
-  body := format($capture$
-%8$sbegin
-  if tg_op operator(pg_catalog.=) 'UPDATE' then
-%7$s    if %3$s then
-      %1$s;
-    else
-      %2$s;
-      -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
-      if pg_catalog.record_image_ne(row((%5$s)::pg_catalog.text), row((%6$s)::pg_catalog.text)) then
-        %1$s;
-      end if;
-    end if;
-  elsif tg_op operator(pg_catalog.=) 'INSERT' then
-    %1$s;
-  elsif tg_op operator(pg_catalog.=) 'DELETE' then
-    %2$s;
-  else
-    -- TRUNCATE: every key.
-    insert into pg2kv.outbox (sync, key) values (%4$L, null);
-  end if;
-  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
+  record_was text := pg2kv.record_sql(sync, was, recorded);
+  record_is_now text := pg2kv.record_sql(sync, is_now, recorded);
+  comparison text;
+  ring text := $ring$  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
   -- would cost as much as half of the insert.
   if pg_catalog.pg_sequence_last_value('pg2kv.bell'::pg_catalog.regclass)
      operator(pg_catalog.>) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) then
     perform pg_catalog.pg_notify('pg2kv', '');
   end if;
   return null;
-end
-$capture$, pg2kv.record_sql(sync, is_now, recorded), pg2kv.record_sql(sync, was, recorded),
-           pg2kv.same_key(key), sync, was, is_now,
-           case when pg2kv.set_tells(relation, columns) then format($compare$    begin
-      counts := %s;
-    exception when undefined_column then
-      counts := true; -- One was renamed. No writer fails for that, and nothing goes unseen.
-    end;
-    if not counts then
+$ring$;
+  renewed boolean;
+begin
+  -- These run in every writer's transaction, so they are static and short and have nothing in them that
+  -- could fail. They run as pg2kv_owner: writers need no privileges here. Each name in them carries its
+  -- schema, operators too, so that nothing a writer made can take a place in them; a search_path of their
+  -- own would say the same, and cost more than half of an insert. PL/pgSQL prepares each expression
+  -- that it comes by anew in each transaction, so an UPDATE, the usual change, comes by few.
+  renewed := pg2kv.put_function('capture_' || label, relation, key, format($capture$
+begin
+  if tg_op operator(pg_catalog.=) 'INSERT' then
+    %1$s;
+  elsif tg_op operator(pg_catalog.=) 'DELETE' then
+    %2$s;
+  else
+    -- TRUNCATE: every key.
+    insert into pg2kv.outbox (sync, key) values (%3$L, null);
+  end if;
+%4$send
+$capture$, record_is_now, record_was, sync, ring), about);
+  if pg2kv.set_tells(relation, columns) then
+    comparison := format($compare$  begin
+    if not %s then
       return null;
     end if;
-$compare$, pg2kv.changed_sql(columns)) end,
-           case when pg2kv.set_tells(relation, columns) then E'declare\n  counts boolean;\n' end);
-  if exists (select from pg_attribute
-             where attrelid = relation and attname = any (put_capture.key)
-               and pg2kv.base_type(atttypid) in ('float4'::regtype, 'float8'::regtype)) then
-    settings := '{extra_float_digits=1}'; -- or the writer's setting would show in what is recorded
+  exception when undefined_column then
+    null; -- One was renamed. No writer fails for that, and nothing goes unseen.
+  end;
+$compare$, pg2kv.changed_sql(columns));
   end if;
-  if exists (select from pg_proc where oid = to_regprocedure(format('pg2kv.capture_%s()', label))
-             and prosrc = body and proconfig is not distinct from settings) then
-    return false;
+  return pg2kv.put_function('updated_' || label, relation, key, format($updated$
+begin
+%1$s  if %2$s then
+    %3$s;
+  else
+    %4$s;
+    -- Compared as text, because 1.0 and 1.00 are equal numbers but different keys.
+    if pg_catalog.record_image_ne(row((%5$s)::pg_catalog.text), row((%6$s)::pg_catalog.text)) then
+      %3$s;
+    end if;
   end if;
-  execute format('create or replace function pg2kv.capture_%s() returns trigger
-  language plpgsql security definer %s
-  as %L', label, 'set ' || settings[1], body);
-  execute format('alter function pg2kv.capture_%s() owner to pg2kv_owner', label);
-  execute format('revoke all on function pg2kv.capture_%s() from public', label);
-  execute format('comment on function pg2kv.capture_%s() is %L', label, about);
-  return true;
+%7$send
+$updated$, comparison, pg2kv.same_key(key), record_is_now, record_was, was, is_now, ring), about) or renewed;
 end
 $$;
 comment on function pg2kv.put_capture(text, text, regclass, text[], text[], text, text, text, text) is
-  'Makes the trigger function that records the keys of changed rows of a table; false where it was as it should be';
+  'Makes the trigger functions that record the keys of changed rows of a table; false where they were as they should be';
 
 create or replace function pg2kv.shard(key text, shards int) returns int
   language sql immutable parallel safe
@@ -711,7 +729,9 @@ as $$
                     '; ' order by wanted.relation::text, wanted.name)
   from (
     select t as relation, format('zzz_pg2kv_%s_%s', watched.label, kind) as name,
-      to_regprocedure(format('pg2kv.capture_%s()', watched.label)) as function, watched.columns, watched.before
+      to_regprocedure(format('pg2kv.%s_%s()', case kind when 'update' then 'updated' else 'capture' end,
+                             watched.label)) as function,
+      watched.columns, watched.before
     from (
       select s.name as label, s.relation, s.key_columns || s.columns || s.shard_key as columns,
         pg2kv.before_trigger(s.relation) as before
@@ -755,7 +775,8 @@ begin
   for stray in
     select t.tgrelid::regclass as relation, t.tgname as name
     from pg_trigger t
-    where t.tgfoid = to_regprocedure(format('pg2kv.capture_%s()', sync))
+    where t.tgfoid in (to_regprocedure(format('pg2kv.capture_%s()', sync)),
+                       to_regprocedure(format('pg2kv.updated_%s()', sync)))
       and t.tgparentid = 0 -- the others go with their parent's
       and t.tgrelid <> all (keep::oid[])
     order by t.tgrelid
@@ -810,7 +831,7 @@ begin
   execute format('create or replace trigger zzz_pg2kv_%1$s_row after insert or delete on %2$s
     for each row execute function pg2kv.capture_%1$s()', label, relation);
   execute format('create or replace trigger zzz_pg2kv_%1$s_update after update%3$s on %2$s
-    for each row %4$sexecute function pg2kv.capture_%1$s()', label, relation, clauses[1], clauses[2]);
+    for each row %4$sexecute function pg2kv.updated_%1$s()', label, relation, clauses[1], clauses[2]);
   execute format('comment on trigger zzz_pg2kv_%1$s_row on %2$s is %3$L', label, relation,
                  'pg2kv: records ' || recorded);
   execute format('comment on trigger zzz_pg2kv_%1$s_update on %2$s is %3$L', label, relation,
@@ -830,7 +851,7 @@ begin
 end
 $$;
 comment on function pg2kv.put_triggers(text, regclass, text[], text) is
-  'Has the changes of a table call a capture function, and those of no other table';
+  'Has the changes of a table call its trigger functions, and those of no other table';
 
 create or replace function pg2kv.set_grants(relation regclass) returns void
   language plpgsql
@@ -994,7 +1015,7 @@ begin
     format('Records the keys of changed rows of %s for the sync %s', relation, sync));
   if is_same then
     return format('%s is watched as %s already; %s', relation, sync,
-                  case when renewed then 'its trigger function is a new one' else 'nothing was changed' end);
+                  case when renewed then 'its trigger functions are new' else 'nothing was changed' end);
   end if;
   perform pg2kv.put_triggers(sync, relation, counting, 'the key of the row');
 
@@ -1057,7 +1078,7 @@ begin
   -- Most of the work is done before the table is locked, the little that came in meanwhile after.
   delete from pg2kv.outbox o where o.sync = unwatch.sync;
   perform pg2kv.drop_triggers(sync, '{}');
-  execute format('drop function if exists pg2kv.capture_%s()', sync);
+  execute format('drop function if exists pg2kv.capture_%1$s(), pg2kv.updated_%1$s()', sync);
   delete from pg2kv.outbox o where o.sync = unwatch.sync;
   delete from pg2kv.claim c where c.sync = unwatch.sync;
   delete from pg2kv.dead_letter d where d.sync = unwatch.sync;
@@ -1193,7 +1214,7 @@ begin
     format('Records which documents of the sync %s changed rows of %s concern', sync, relation));
   if is_same then
     return format('%s is watched as %s of %s already; %s', relation, name, sync,
-                  case when renewed then 'its trigger function is a new one' else 'nothing was changed' end);
+                  case when renewed then 'its trigger functions are new' else 'nothing was changed' end);
   end if;
 
   perform pg2kv.put_triggers(label, relation, counting, 'which documents the row concerns');
@@ -1248,7 +1269,8 @@ begin
                   coalesce(quote_literal(sync), 'null'));
   end if;
   perform pg2kv.drop_triggers(pg2kv.related_label(sync, name), '{}');
-  execute format('drop function if exists pg2kv.capture_%s()', pg2kv.related_label(sync, name));
+  execute format('drop function if exists pg2kv.capture_%1$s(), pg2kv.updated_%1$s()',
+                 pg2kv.related_label(sync, name));
   delete from pg2kv.outbox o where o.sync = unwatch_related.sync and o.key->>'related' = unwatch_related.name;
   delete from pg2kv.related r where r.sync = unwatch_related.sync and r.name = unwatch_related.name;
   perform pg2kv.set_grants(before.relation);

@@ -21,8 +21,14 @@ async fn the_page_shows_the_triggers_as_they_are(server: Server) {
     let page = plain(&read("deploy/dba.md"));
     let triggers =
         "select pg_get_triggerdef(oid) || ';' from pg_trigger where tgname ~ '^zzz_pg2kv_'";
-    let function = "select pg_get_functiondef('pg2kv.capture_users()'::regprocedure)";
-    for made in [texts(&admin, triggers).await, texts(&admin, function).await].concat() {
+    let functions = "select pg_get_functiondef(oid) from pg_proc
+        where pronamespace = 'pg2kv'::regnamespace and prorettype = 'trigger'::regtype";
+    for made in [
+        texts(&admin, triggers).await,
+        texts(&admin, functions).await,
+    ]
+    .concat()
+    {
         assert!(
             page.contains(&plain(&made)),
             "deploy/dba.md does not show this:\n{made}"

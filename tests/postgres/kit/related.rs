@@ -359,6 +359,7 @@ async fn the_daemon_may_read_what_it_must_and_no_more(server: Server) {
         "select pg2kv.unwatch_related('users', 'tenants')",
         "delete from pg2kv.related",
         "select pg2kv.capture_users$tenants()",
+        "select pg2kv.updated_users$tenants()",
     ] {
         run(&admin, "begin; set local role pg2kv_daemon").await;
         assert_eq!(refusal(&admin, sql).await.code().code(), "42501", "{sql}");
@@ -393,7 +394,7 @@ async fn unwatching_leaves_no_trace(server: Server) {
     run(&admin, "select pg2kv.unwatch('users')").await;
     for left in [
         "select tgname::text from pg_trigger where tgname ~ 'pg2kv'",
-        "select proname::text from pg_proc where proname ~ '^capture_'",
+        "select proname::text from pg_proc where proname ~ '^(capture|updated)_'",
         "select name from pg2kv.related",
         "select sync from pg2kv.outbox",
         "select 'tenants' from pg_class, aclexplode(relacl) a
@@ -421,6 +422,15 @@ async fn faults_of_related_triggers_are_told_and_mended(server: Server) {
         (
             "drop function pg2kv.capture_users$tenants() cascade",
             "\"zzz_pg2kv_users$tenants_truncate\" on public.tenants is missing",
+        ),
+        (
+            "drop function pg2kv.updated_users$tenants() cascade",
+            "\"zzz_pg2kv_users$tenants_update\" on public.tenants is missing",
+        ),
+        (
+            "create or replace trigger zzz_pg2kv_users$tenants_update after update on tenants
+             for each row execute function pg2kv.capture_users$tenants()",
+            "\"zzz_pg2kv_users$tenants_update\" on public.tenants calls the wrong function",
         ),
     ] {
         run(&admin, damage).await;

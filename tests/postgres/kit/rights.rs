@@ -88,6 +88,7 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         "create table pg2kv.mine ()",
         "drop table pg2kv.claim",
         "alter function pg2kv.capture_t() reset all",
+        "alter function pg2kv.updated_t() reset all",
     ] {
         assert!(!allowed(&admin, "pg2kv_daemon", sql).await, "{sql}");
     }
@@ -141,12 +142,12 @@ async fn writers_need_no_rights_and_get_none(server: Server) {
                     where pronamespace = 'pg2kv'::regnamespace and prosecdef";
     assert_eq!(
         text(&admin, definers).await,
-        "approve_deletes capture_t resync status"
+        "approve_deletes capture_t resync status updated_t"
     );
     // A body that was parsed when it was made looks no name up when it is called, and trigger functions
     // have no name without its schema.
     let search_paths = "select string_agg(proname, ' ') from pg_proc
-        where pronamespace = 'pg2kv'::regnamespace and prosqlbody is null and proname <> 'capture_t'
+        where pronamespace = 'pg2kv'::regnamespace and prosqlbody is null and prorettype <> 'trigger'::regtype
           and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)";
     assert_eq!(text(&admin, search_paths).await, "null");
 }
@@ -224,15 +225,15 @@ async fn every_name_in_a_trigger_function_carries_its_schema(server: Server) {
     )
     .await;
     let functions = "select count(*)::text from pg_proc
-                     where pronamespace = 'pg2kv'::regnamespace and proname like 'capture_%'";
-    assert_eq!(text(&admin, functions).await, "7");
+                     where pronamespace = 'pg2kv'::regnamespace and prorettype = 'trigger'::regtype";
+    assert_eq!(text(&admin, functions).await, "14");
     // Calls, casts, and operators between spaces.
     let bare = r"
         select string_agg(distinct found[1], ' ') from pg_proc,
           regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'),
             '((?<![\w.])(?!row\M|values\M|operator\M|key\M|outbox\M|made\M|select\M|from\M)\w+ ?\(|::(?!pg_catalog\.)\w+| [-=<>|~!@#%^&*/+?]+ )',
             'g') as found
-        where pronamespace = 'pg2kv'::regnamespace and proname like 'capture_%'";
+        where pronamespace = 'pg2kv'::regnamespace and prorettype = 'trigger'::regtype";
     assert_eq!(text(&admin, bare).await, "null");
     // And it does find what it looks for.
     run(

@@ -5,7 +5,7 @@ use crate::support::postgres::Server;
 
 on_both_servers!(
     watching_again_changes_nothing,
-    watching_again_renews_the_trigger_function,
+    watching_again_renews_the_trigger_functions,
     watching_again_follows_the_triggers_of_others,
     watching_with_other_arguments_replaces,
     unwatching_removes_everything_of_the_sync,
@@ -39,7 +39,7 @@ async fn watching_again_changes_nothing(server: Server) {
     assert!(take_keys(&admin).await.is_empty());
 }
 
-async fn watching_again_renews_the_trigger_function(server: Server) {
+async fn watching_again_renews_the_trigger_functions(server: Server) {
     let (_db, admin) = with_kit(server).await;
     run(
         &admin,
@@ -49,7 +49,12 @@ async fn watching_again_renews_the_trigger_function(server: Server) {
     .await;
     let watch = "select pg2kv.watch('t', sync => 't', key => '{id}')";
     let relate = "select pg2kv.watch_related('r', 't', 'r', '{\"r_id\": \"id\"}')";
-    for (watch, function) in [(watch, "capture_t"), (relate, "\"capture_t$r\"")] {
+    for (watch, function) in [
+        (watch, "capture_t"),
+        (watch, "updated_t"),
+        (relate, "\"capture_t$r\""),
+        (relate, "\"updated_t$r\""),
+    ] {
         run(&admin, watch).await;
         let definition = format!("select pg_get_functiondef('pg2kv.{function}()'::regprocedure)");
         let wanted = text(&admin, &definition).await;
@@ -67,7 +72,7 @@ async fn watching_again_renews_the_trigger_function(server: Server) {
             let answer = text(&admin, watch).await;
 
             assert!(
-                answer.ends_with(" already; its trigger function is a new one"),
+                answer.ends_with(" already; its trigger functions are new"),
                 "{answer}"
             );
             assert_eq!(text(&admin, &definition).await, wanted);
@@ -211,8 +216,12 @@ async fn unwatching_removes_everything_of_the_sync(server: Server) {
         union all select sync from pg2kv.dead_letter union all select sync from pg2kv.backfill";
     assert_eq!(texts(&admin, left).await, ["two", "two"]);
     assert_eq!(
-        text(&admin, "select to_regproc('pg2kv.capture_one')::text").await,
-        "null"
+        texts(
+            &admin,
+            "select proname::text from pg_proc where proname ~ '^(capture|updated)_one'"
+        )
+        .await,
+        [""; 0]
     );
     let readable = "
         select string_agg(attname, ',' order by attname) from pg_attribute
@@ -256,7 +265,7 @@ async fn a_table_that_is_in_use_is_named_with_who_uses_it(server: Server) {
         "{hint}"
     );
     let made = "select (select count(*) from pg2kv.sync) + (select count(*) from pg2kv.outbox)
-                     + (select count(*) from pg_proc where proname ~ '^capture_')";
+                     + (select count(*) from pg_proc where proname ~ '^(capture|updated)_')";
     assert_eq!(text(&admin, &format!("select ({made})::text")).await, "0");
 
     run(&writer, "prepare transaction 'forgotten'").await;
