@@ -185,7 +185,7 @@ pub(super) fn kv(reader: &mut Reader<'_>) -> (Option<Kv>, Option<NamespaceId>) {
             ),
         );
     }
-    let in_flight_max = section.number("in_flight_max", 4_usize, 1..=64);
+    let in_flight_max = section.number("in_flight_max", 6_usize, 1..=64);
     let pairs_max = section.number("pairs_max", KV_BULK_MAX_PAIRS, 1..=KV_BULK_MAX_PAIRS);
     let body_max_bytes = section.number(
         "body_max_bytes",

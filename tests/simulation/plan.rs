@@ -120,7 +120,7 @@ impl Plan {
             syncs: (0..syncs).map(|sync| format!("s{sync}")).collect(),
             pairs_max: rng.usize(2..=12),
             body_max_bytes: 1_000_000,
-            in_flight_max: rng.usize(1..=4),
+            in_flight_max: rng.usize(1..=6),
             late_write_window: LATE_WRITE_WINDOW,
             lease_ttl: Duration::from_secs(10),
             campaign_interval: millis(3_000),
