@@ -185,7 +185,7 @@ pub(super) fn kv(reader: &mut Reader<'_>) -> (Option<Kv>, Option<NamespaceId>) {
             ),
         );
     }
-    let in_flight_max = section.number("in_flight_max", 6_usize, 1..=64);
+    let in_flight_max = section.number("in_flight_max", 5_usize, 1..=64);
     let pairs_max = section.number("pairs_max", KV_BULK_MAX_PAIRS, 1..=KV_BULK_MAX_PAIRS);
     let body_max_bytes = section.number(
         "body_max_bytes",
@@ -249,7 +249,7 @@ pub(super) fn queue(reader: &mut Reader<'_>, kv: Option<&Kv>) -> Option<Queue> {
              refused with 429",
         );
     }
-    let keys_max = section.number("keys_max", 50_000_usize, 1_000..=10_000_000);
+    let keys_max = section.number("keys_max", 60_000_usize, 1_000..=10_000_000);
     if let (Some(keys_max), Some(kv)) = (keys_max, kv)
         && keys_max < kv.pairs_max
     {
