@@ -24,7 +24,7 @@ pub(crate) async fn run(context: &Context, report: &mut Report) {
     let stage = Stage::start(50).await;
     // Without a daemon is between the others; the quick round leaves it out.
     let ways = context.size(&WAYS[..], &WAYS[..6]);
-    let (rounds, seconds) = context.size((5, 4), (3, 1));
+    let (rounds, seconds) = context.size((5, 4), (2, 1));
     for (commit, micros, least) in [
         ("commit of 2 ms", 2_000, 0.97),
         ("commit as fast as the disk", 0, 0.80),

@@ -22,7 +22,6 @@ pub(super) struct Members(Vec<Member>);
 struct Member {
     /// What stands before the value: a brace or a comma, and the name.
     lead: String,
-    form: Form,
     /// SQL for the value as it travels.
     sql: String,
     /// SQL for the bytes that it takes in the table, where that differs from row to row.
@@ -70,7 +69,6 @@ impl Members {
                     Some(_) => column.clone(),
                     None => format!("to_json({column})"),
                 },
-                form: form.unwrap_or(Form::Json),
                 size: (!fixed).then(|| format!("coalesce(pg_column_size({column}), 0)")),
             }
         });
@@ -119,7 +117,7 @@ impl Members {
             json.extend_from_slice(member.lead.as_bytes());
             match row.try_get::<_, Option<Raw<'_>>>(at + 1 + place)? {
                 None => json.extend_from_slice(b"null"),
-                Some(Raw(raw)) => member.form.write(raw, &mut json),
+                Some(Raw(form, raw)) => form.write(raw, &mut json),
             }
         }
         json.push(b'}');
@@ -197,8 +195,8 @@ fn fixed<const N: usize>(raw: &[u8]) -> [u8; N] {
     raw.try_into().unwrap_or([0; N])
 }
 
-/// A value in its binary form, as one of the forms has it.
-struct Raw<'a>(&'a [u8]);
+/// A value in its binary form, and which one that is.
+struct Raw<'a>(Form, &'a [u8]);
 
 impl<'a> FromSql<'a> for Raw<'a> {
     fn from_sql(
@@ -206,7 +204,7 @@ impl<'a> FromSql<'a> for Raw<'a> {
         raw: &'a [u8],
     ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         match Form::of(of_type) {
-            Some(form) if form.fits(raw) => Ok(Self(raw)),
+            Some(form) if form.fits(raw) => Ok(Self(form, raw)),
             _ => Err(format!("not the binary form of {of_type} that is known here").into()),
         }
     }

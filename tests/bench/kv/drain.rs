@@ -21,7 +21,7 @@ const KV: &str = "KV";
 /// Runs the part.
 pub(crate) async fn run(context: &Context, report: &mut Report) {
     let keys = context.size(1_000_000, 100_000);
-    let rounds = 3;
+    let rounds = context.size(3, 2);
     let stand = Stand::start(USERS).await;
     let kv = Kv::start(Pace::Free).await;
     stand.install().await;
