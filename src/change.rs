@@ -3,6 +3,7 @@
 //! Owns plain values and their limits. Knows nothing of Postgres, HTTP, clocks or configuration.
 //! A value that went through a constructor here is valid from then on and is not checked again.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -113,6 +114,13 @@ impl Key {
     /// The `jsonb` text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// An order in which keys of one positive integer, and those of one UUID, stand as their values do,
+    /// and so as in an index.
+    pub fn index_order(&self, other: &Self) -> Ordering {
+        let lengths = self.0.len().cmp(&other.0.len());
+        lengths.then_with(|| self.0.cmp(&other.0))
     }
 }
 

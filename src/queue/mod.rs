@@ -15,7 +15,8 @@ mod held;
 mod resolve;
 pub mod seen;
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
@@ -122,7 +123,9 @@ pub struct Resolved {
 pub struct Queue {
     settings: Settings,
     entries: Vec<Option<Entry>>,
-    vacant: Vec<Slot>,
+    /// The lowest is taken first: keys that come one after the other get slots in that order, and so are
+    /// taken in it where they are due at the same moment.
+    vacant: BinaryHeap<Reverse<Slot>>,
     /// By sync and key, which stand in the entry.
     index: HashTable<Slot>,
     hasher: RandomState,
@@ -144,7 +147,7 @@ impl Queue {
             settings,
             // Pages that nothing touches cost nothing.
             entries: Vec::with_capacity(settings.keys_max),
-            vacant: Vec::new(),
+            vacant: BinaryHeap::new(),
             index: HashTable::new(),
             hasher: RandomState::new(),
             due: (0..syncs).map(|_| BTreeSet::new()).collect(),
@@ -475,7 +478,7 @@ impl Queue {
             due: None,
         };
         let slot = match self.vacant.pop() {
-            Some(slot) => {
+            Some(Reverse(slot)) => {
                 self.entries[slot.0 as usize] = Some(entry);
                 slot
             }
@@ -583,7 +586,7 @@ impl Queue {
         if let Ok(found) = self.index.find_entry(hash, |other| *other == slot) {
             found.remove();
         }
-        self.vacant.push(slot);
+        self.vacant.push(Reverse(slot));
         Some(hash)
     }
 }

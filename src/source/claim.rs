@@ -6,24 +6,25 @@
 //! The claim is one statement that begins with the fence: it holds the lease's row against a takeover
 //! while it runs, and does nothing where the epoch is over.
 
-use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod read;
+mod walk;
 
-use futures_util::TryStreamExt as _;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use tokio::sync::Mutex;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::error::{Error, Kind, Place};
 use super::link::Link;
-use super::rows::{KeyTexts, Plan};
+use super::rows::Plan;
 use super::runs::runs;
 use super::session::{Claimed, PrepareError, Row};
 use super::{Settings, SyncSource};
-use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
-use crate::ledger::{BackfillStep, ClaimRequest, Walked};
+use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
+use crate::ledger::{BackfillStep, ClaimRequest};
 
 /// `$2` and `$9` are the runs of the outbox rows to delete: the server looks each run up once, and
 /// `offset 0` leaves the planner no other way. `$5` is the step of a backfill: none, rows, keys, enter
@@ -77,22 +78,13 @@ pub(crate) struct Reader {
     link: Arc<Link>,
     claim: Statement,
     plans: Mutex<HashMap<SyncId, Arc<Prepared>>>,
+    ahead: Mutex<walk::Ahead>,
 }
 
 struct Prepared {
     plan: Plan,
     /// Bytes of a document as seen lately: how many rows are asked for at once.
     row_bytes: AtomicU64,
-}
-
-/// What one read gave.
-struct Read<T> {
-    rows: Vec<T>,
-    bytes: usize,
-    /// Bytes that the server made, those that it kept included.
-    made: u64,
-    /// It stopped before the end of the keys that were asked for.
-    full: bool,
 }
 
 impl Reader {
@@ -111,6 +103,7 @@ impl Reader {
             link,
             claim,
             plans: Mutex::default(),
+            ahead: Mutex::default(),
         })
     }
 
@@ -156,16 +149,19 @@ impl Reader {
             .map_err(|error| PrepareError { claim: None, error })?;
         let doing = format!("claiming and reading keys of sync {}", sync.name);
         let keys: Vec<&str> = request.keys.iter().map(Key::as_str).collect();
-        let first = prepared.chunk(keys.len(), request.max_bytes);
+        let (walked, first) = (
+            request.consecutive,
+            prepared.chunk(keys.len(), request.max_bytes),
+        );
         let (claimed, read) = self
             .link
-            .within(&doing, 4, async {
+            .within(&doing, 1 + read::STATEMENTS, async {
                 // Both are sent before either is waited for; the server keeps their order, and the
                 // read's snapshot is taken after the claim's commit.
                 Ok(tokio::join!(
                     biased;
                     self.claim(epoch, sync, request),
-                    self.read(&prepared, sync, &keys[..first], request.max_bytes, make),
+                    self.read(&prepared, sync, &keys[..first], walked, request.max_bytes, make),
                 ))
             })
             .await
@@ -187,8 +183,8 @@ impl Reader {
                 .link
                 .within(
                     &doing,
-                    3,
-                    self.read(&prepared, sync, &keys[from..to], room, make),
+                    read::STATEMENTS,
+                    self.read(&prepared, sync, &keys[from..to], walked, room, make),
                 )
                 .await
                 .map_err(|error| PrepareError { claim, error })?;
@@ -201,6 +197,7 @@ impl Reader {
             read.bytes += next.bytes;
             read.full = next.full;
         }
+        self.walk_ahead(sync, request).await;
         Ok(Claimed {
             claim,
             rows: read.rows,
@@ -265,149 +262,6 @@ impl Reader {
         } else {
             Err(Error::fenced(doing))
         }
-    }
-
-    /// Reads documents, in a read-only transaction of their own: the operator's expressions cannot
-    /// write. Begin, read and commit are sent in one go.
-    async fn read<T>(
-        &self,
-        prepared: &Prepared,
-        sync: &SyncSource,
-        keys: &[&str],
-        max_bytes: usize,
-        make: &(impl Fn(Row) -> T + Sync),
-    ) -> Result<Read<T>, Error> {
-        let doing = format!("reading {} for sync {}", sync.table, sync.name);
-        let client = self.link.client();
-        let (begun, read, committed) = tokio::join!(
-            biased;
-            client.batch_execute(prepared.plan.begin),
-            self.rows(prepared, keys, max_bytes, &doing, make),
-            client.batch_execute("commit"),
-        );
-        begun.map_err(|error| Error::from_driver(Place::Own, &doing, error))?;
-        let read = read?;
-        committed.map_err(|error| Error::from_driver(Place::Own, &doing, error))?;
-        Ok(read)
-    }
-
-    async fn rows<T>(
-        &self,
-        prepared: &Prepared,
-        keys: &[&str],
-        max_bytes: usize,
-        doing: &str,
-        make: &(impl Fn(Row) -> T + Sync),
-    ) -> Result<Read<T>, Error> {
-        let failed = |error| Error::from_driver(Place::Relation, doing, error);
-        let plan = &prepared.plan;
-        let texts = KeyTexts::of(keys, plan.columns);
-        let mut read = Read {
-            rows: Vec::with_capacity(keys.len()),
-            bytes: 0,
-            made: 0,
-            full: false,
-        };
-        let rows = self
-            .link
-            .client()
-            .query_raw(&plan.rows, texts.parameters())
-            .await
-            .map_err(failed)?;
-        let mut rows = pin!(rows);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let place: i64 = row.try_get(0).map_err(failed)?;
-            if usize::try_from(place) != Ok(read.rows.len() + 1) {
-                return Err(Error::new(
-                    Kind::Relation,
-                    doing,
-                    "the key columns are not unique: two rows have the same key",
-                )
-                .with_hint("put a unique index on the key columns"));
-            }
-            let columns = if plan.echoes {
-                texts.values(read.rows.len()).map(str::to_owned).collect()
-            } else {
-                (1..=plan.columns)
-                    .map(|at| {
-                        row.try_get::<_, Option<String>>(at)
-                            .map(Option::unwrap_or_default)
-                    })
-                    .collect::<Result<_, _>>()
-                    .map_err(failed)?
-            };
-            let draft = plan.draft(&row).map_err(failed)?;
-            let size = draft.as_ref().map_or(0, Draft::weight);
-            if !read.rows.is_empty() && read.bytes + size > max_bytes {
-                // Dropping the stream lets the driver throw away what still comes.
-                read.full = true;
-                break;
-            }
-            read.bytes += size;
-            read.made += draft.as_ref().map_or(0, Draft::made);
-            read.rows.push(make(Row { columns, draft }));
-        }
-        Ok(read)
-    }
-
-    /// See `Session::walk`.
-    pub(crate) async fn walk(
-        &self,
-        sync: &SyncSource,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Walked, Error> {
-        let prepared = self.plan(sync).await?;
-        let mut keys = self
-            .walk_with(&prepared.plan.walk, sync, after, limit)
-            .await;
-        if keys.as_ref().is_err_and(|error| error.kind() == Kind::Row) {
-            keys = self
-                .walk_with(&prepared.plan.walk_all, sync, after, limit)
-                .await;
-        }
-        if let Err(error) = &keys {
-            self.forget(sync, error).await;
-        }
-        let keys = keys?;
-        let ended = keys.len() < limit.max(1);
-        let position = keys
-            .last()
-            .filter(|_| !ended)
-            .map(|key| key.as_str().to_owned());
-        Ok(Walked { keys, position })
-    }
-
-    async fn walk_with(
-        &self,
-        statement: &Statement,
-        sync: &SyncSource,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Key>, Error> {
-        let doing = format!("walking {} for sync {}", sync.table, sync.name);
-        let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
-        let client = self.link.client();
-        let parameters: [&(dyn ToSql + Sync); 2] = [&after, &limit];
-        let rows = self
-            .link
-            .call(&doing, 3, Place::Relation, async {
-                let (begun, rows, committed) = tokio::join!(
-                        biased;
-                client.batch_execute("begin read only"),
-                        client.query(statement, &parameters),
-                        client.batch_execute("commit"),
-                    );
-                begun?;
-                let rows = rows?;
-                committed?;
-                Ok(rows)
-            })
-            .await?;
-        Ok(rows
-            .iter()
-            .map(|row| Key::new(row.get::<_, &str>(0)))
-            .collect())
     }
 
     /// See `Session::keys_of`.
@@ -481,27 +335,6 @@ impl Reader {
     }
 }
 
-impl Prepared {
-    /// How many of `keys` to read at once so that about `max_bytes` come back. The price of a wrong
-    /// guess is a read that is cut short: what is behind the limit was rendered for nothing.
-    fn chunk(&self, keys: usize, max_bytes: usize) -> usize {
-        let row_bytes = usize::try_from(self.row_bytes.load(Ordering::Relaxed))
-            .unwrap_or(1)
-            .max(1);
-        (max_bytes / row_bytes).clamp(1, keys.max(1)).min(keys)
-    }
-
-    /// Moves the guess halfway to what was seen.
-    fn learn<T>(&self, read: &Read<T>) {
-        if let Some(seen) = read.made.checked_div(read.rows.len() as u64) {
-            let before = self.row_bytes.load(Ordering::Relaxed);
-            self.row_bytes.store(
-                (before / 2).saturating_add(seen / 2).max(1),
-                Ordering::Relaxed,
-            );
-        }
-    }
-}
 /// Texts as a JSON array, as the statements take a name's columns.
 fn json_array(values: &[String]) -> String {
     serde_json::Value::from(values).to_string()

@@ -148,9 +148,10 @@ impl Term {
                 })
                 .min();
             let Some((_, sync, pairs)) = next else { return };
-            let items: Vec<Item> = self
-                .queue
-                .take(now, sync, pairs.min(share))
+            let mut taken = self.queue.take(now, sync, pairs.min(share));
+            // Neighbours in the table stand side by side, so the server finds one near the other.
+            taken.sort_unstable_by(|one, other| one.key.index_order(&other.key));
+            let items: Vec<Item> = taken
                 .into_iter()
                 .map(|taken| Item {
                     slot: taken.slot,
@@ -192,6 +193,11 @@ impl Term {
             claim,
             ids,
             backfill: step.clone(),
+            // What a walk found is a stretch of the index, whatever of it is under way already.
+            consecutive: matches!(
+                step,
+                Some(BackfillStep::Rows { .. } | BackfillStep::EnterKeys { .. })
+            ),
             max_bytes: shared.settings.body_max_bytes,
         };
         let claims = !request.claim.is_empty();

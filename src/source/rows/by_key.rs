@@ -60,32 +60,19 @@ impl Table {
             )
         };
         let matches = self.matches();
-        let (document, beside) = match (&sync.collect, Beside::of(sync)) {
-            (Some(collect), _) => (
+        let which = Which::of_key(&matches);
+        let (document, beside) = match &sync.collect {
+            Some(collect) => (
                 self.collected(sync, collect, &matches, doing)?,
                 ", pg2kv_document.twice".to_owned(),
             ),
-            (None, Beside::Attributes) => (
-                self.with_attributes(sync, binary, &matches, doing)?,
-                ", pg2kv_document.content_type, pg2kv_document.metadata, \
-                 ceil(extract(epoch from pg2kv_document.expires_at))::int8, \
-                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8"
-                    .to_owned(),
-            ),
-            (None, _) => (
-                self.single(sync, binary, members, &matches, doing)?,
-                members.map_or_else(String::new, |members| members.of_document("pg2kv_document")),
-            ),
+            None => self.of_one_row(sync, binary, members, &which, doing)?,
         };
-        // A value over the limit is refused anyway, so only its size travels.
-        let max = KV_VALUE_MAX_BYTES;
         Ok(format!(
-            "select {keys}, \
-             case when pg2kv_document.bytes <= {max} then pg2kv_document.value end, \
-             case when pg2kv_document.bytes > {max} then pg2kv_document.bytes end{beside} \
-             from (select {typed} from unnest({arrays}) with ordinality as k({given}, ord)) \
+            "select {keys}, {value}{beside} from (select {typed} from unnest({arrays}) with ordinality as k({given}, ord)) \
              as pg2kv_key left join lateral ({document}) as pg2kv_document on true",
             keys = listed("pg2kv_key.ord", texts),
+            value = value_or_size(),
             typed = listed("k.ord", typed),
             arrays = arrays.join(", "),
             given = given.join(", "),
@@ -115,13 +102,35 @@ impl Table {
         }
     }
 
+    /// The document of one row, and what the statement around it selects beside value and size.
+    pub(super) fn of_one_row(
+        &self,
+        sync: &SyncSource,
+        binary: bool,
+        members: Option<&Members>,
+        which: &Which<'_>,
+        doing: &str,
+    ) -> Result<(String, String), Error> {
+        if Beside::of(sync) == Beside::Attributes {
+            let document = self.with_attributes(sync, binary, which, doing)?;
+            let beside = ", pg2kv_document.content_type, pg2kv_document.metadata, \
+                 ceil(extract(epoch from pg2kv_document.expires_at))::int8, \
+                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8";
+            return Ok((document, beside.to_owned()));
+        }
+        let document = self.single(sync, binary, members, which, doing)?;
+        let beside =
+            members.map_or_else(String::new, |members| members.of_document("pg2kv_document"));
+        Ok((document, beside))
+    }
+
     /// The document of one row that has nothing beside its value, or its columns.
     fn single(
         &self,
         sync: &SyncSource,
         binary: bool,
         members: Option<&Members>,
-        matches: &str,
+        which: &Which<'_>,
         doing: &str,
     ) -> Result<String, Error> {
         let row = match (&sync.value, members) {
@@ -133,11 +142,10 @@ impl Table {
                 format!("{value} as value")
             }
         };
-        let filter = filter_sql(sync.filter.as_deref());
-        let (name, alias) = (&self.name, &self.alias);
         Ok(format!(
             "select pg2kv_row.*, octet_length(pg2kv_row.value)::int8 as bytes from (\
-             select {row} from {name} as {alias} where {matches} {filter} offset 0) as pg2kv_row"
+             select {row}{}) as pg2kv_row",
+            self.from(sync, which)
         ))
     }
 
@@ -146,19 +154,25 @@ impl Table {
         &self,
         sync: &SyncSource,
         binary: bool,
-        matches: &str,
+        which: &Which<'_>,
         doing: &str,
     ) -> Result<String, Error> {
         let value = value_sql(&sync.value, binary, &self.alias, doing)?;
         let attributes = attributes_sql(sync);
-        let filter = filter_sql(sync.filter.as_deref());
-        let (name, alias) = (&self.name, &self.alias);
         Ok(format!(
             "select pg2kv_row.*, octet_length(pg2kv_row.value)::int8 as bytes \
-             from (select {value} as value, {attributes} from {name} as {alias} \
-             where {matches} {filter} offset 0) as pg2kv_row \
-             where coalesce(pg2kv_row.expires_at > statement_timestamp(), true) offset 0"
+             from (select {value} as value, {attributes}{}) as pg2kv_row \
+             where coalesce(pg2kv_row.expires_at > statement_timestamp(), true) offset 0",
+            self.from(sync, which)
         ))
+    }
+
+    /// What follows the select list of a row: its key where that is asked for, and which rows.
+    fn from(&self, sync: &SyncSource, which: &Which<'_>) -> String {
+        let (name, alias) = (&self.name, &self.alias);
+        let Which { also, matches, end } = which;
+        let filter = filter_sql(sync.filter.as_deref());
+        format!("{also} from {name} as {alias} where {matches} {filter} {end}")
     }
 
     /// Keys of the texts that stand in names, in their order.
@@ -181,8 +195,38 @@ impl Table {
     }
 }
 
+/// Which rows become documents.
+pub(super) struct Which<'a> {
+    /// More of the select list, each behind a comma.
+    pub(super) also: &'a str,
+    pub(super) matches: &'a str,
+    /// What ends the query, so that it stays a whole.
+    pub(super) end: &'a str,
+}
+
+impl<'a> Which<'a> {
+    /// The rows of a key.
+    fn of_key(matches: &'a str) -> Self {
+        Self {
+            also: "",
+            matches,
+            end: "offset 0",
+        }
+    }
+}
+
+/// The value of a document, and its size where that is over the limit: KV would refuse it, so only its
+/// size travels.
+pub(super) fn value_or_size() -> String {
+    let max = KV_VALUE_MAX_BYTES;
+    format!(
+        "case when pg2kv_document.bytes <= {max} then pg2kv_document.value end, \
+         case when pg2kv_document.bytes > {max} then pg2kv_document.bytes end"
+    )
+}
+
 /// A select list.
-fn listed(first: &str, rest: Vec<String>) -> String {
+pub(super) fn listed(first: &str, rest: Vec<String>) -> String {
     std::iter::once(first.to_owned())
         .chain(rest)
         .collect::<Vec<_>>()

@@ -3,6 +3,7 @@
 
 use super::table::{Table, look_up};
 use super::value::Filter;
+use super::walk::WalkedKey;
 use crate::source::error::{Error, Place};
 use crate::source::link::Link;
 use crate::source::{Settings, SyncSource};
@@ -63,7 +64,7 @@ pub(crate) async fn prepare(
     let (matched, _) = look_up(settings, link, &columns, doing).await?;
     let matching = Filter::on(&table.matches_of(&matched));
     let walk = match sync.collect {
-        None => table.walk(&matching),
+        None => table.walk(&matching, &WalkedKey::Whole),
         Some(_) => table.walk_groups(&matching),
     };
     let sql = settings.sql(EXPAND).replace("<walk>", &walk);

@@ -35,6 +35,21 @@ impl<'a> KeyTexts<'a> {
         self.columns.iter().map(|column| column as _).collect()
     }
 
+    /// Number of values in a key.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Number of keys.
+    pub(crate) fn len(&self) -> usize {
+        self.columns.first().map_or(0, Vec::len)
+    }
+
+    /// The values of one key, as the document's name takes them.
+    pub(crate) fn owned(&self, place: usize) -> Vec<String> {
+        self.values(place).map(str::to_owned).collect()
+    }
+
     /// The values of one key, by its place among the keys.
     pub(crate) fn values(&self, place: usize) -> impl Iterator<Item = &str> {
         let columns = self.columns.iter().take(self.width);

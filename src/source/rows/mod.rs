@@ -9,6 +9,7 @@ mod collect;
 pub(crate) mod expand;
 mod key_texts;
 mod members;
+mod run;
 mod table;
 mod value;
 mod walk;
@@ -18,7 +19,10 @@ use tokio_postgres::types::Type;
 
 pub(crate) use self::key_texts::KeyTexts;
 use self::members::Members;
+use self::run::Runs;
+pub(crate) use self::run::{Place as RowPlace, Places};
 use self::value::{Beside, Filter};
+use self::walk::WalkedKey;
 use super::error::{Error, Kind, Place};
 use super::link::Link;
 use super::{ExpirySql, Settings, SyncSource, ValueSql};
@@ -29,12 +33,16 @@ pub(crate) struct Plan {
     /// `$1` and on: the values of the keys, see [`KeyTexts`]. Gives the key's place, its columns unless
     /// [`Self::echoes`], and what [`Self::draft`] takes.
     pub(crate) rows: Statement,
+    /// The same for keys that follow one another, where they can be read as runs.
+    pub(crate) run: Option<Run>,
     /// How a transaction of [`Self::rows`] begins.
     pub(crate) begin: &'static str,
-    /// `$1`: position or NULL, `$2`: limit.
+    /// `$1`: position or NULL, `$2`: limit. Gives [`Self::walked_key`].
     pub(crate) walk: Statement,
     /// The same without the filter, for when the filter fails for some row.
     pub(crate) walk_all: Statement,
+    /// What the walks give.
+    pub(crate) walked_key: WalkedKey,
     /// `$1`: the texts of the key columns, each a JSON array, as `text[]`. Gives the keys.
     pub(crate) keys: Statement,
     /// SQL. `$1`: position, `$2`: key. Whether a walk at the position has the key ahead of it.
@@ -54,6 +62,14 @@ pub(crate) struct Plan {
     ttl_seconds: Option<u32>,
     /// Among how many documents the rows of one key are divided; `None` where a row is a document.
     shards: Option<u32>,
+}
+
+/// The read of a run of keys.
+pub(crate) struct Run {
+    /// `$1` and on: the texts of the first key's values, then those of the last. Gives the texts of each
+    /// row's key, and what [`Plan::draft_of_run`] takes.
+    pub(crate) statement: Statement,
+    when: Runs,
 }
 
 impl Plan {
@@ -97,19 +113,29 @@ impl Plan {
             }
             _ => None,
         };
+        let walked_key = table.walked_key(sync.collect.is_some());
         let walk = |filter: &Filter| match sync.collect {
-            None => table.walk(filter),
+            None => table.walk(filter, &walked_key),
             Some(_) => table.walk_groups(filter),
         };
-        let (rows, walk, walk_all, keys) = (
+        let runs = table.runs(sync);
+        let run = runs.map(|_| table.run(sync, binary, members.as_ref(), &doing));
+        let (run, rows, walk, walk_all, keys) = (
+            run.transpose()?,
             table.rows(sync, binary, members.as_ref(), &doing)?,
             walk(&Filter::of(sync)),
             walk(&Filter::default()),
             table.keys(),
         );
-        let (rows, walk, walk_all, keys) = link
-            .call(&doing, 4, Place::Relation, async {
+        let (run, rows, walk, walk_all, keys) = link
+            .call(&doing, 5, Place::Relation, async {
                 tokio::try_join!(
+                    async {
+                        match &run {
+                            Some(run) => client.prepare(run).await.map(Some),
+                            None => Ok(None),
+                        }
+                    },
                     client.prepare(&rows),
                     client.prepare(&walk),
                     client.prepare(&walk_all),
@@ -124,6 +150,9 @@ impl Plan {
         };
         Ok(Self {
             rows,
+            run: run
+                .zip(runs)
+                .map(|(statement, when)| Run { statement, when }),
             // Else an index is better, whatever the statistics say; here all rows are read.
             begin: match table.width() {
                 0 => "begin read only; set local enable_seqscan = on",
@@ -131,6 +160,7 @@ impl Plan {
             },
             walk,
             walk_all,
+            walked_key,
             keys,
             ahead: table.ahead(),
             columns: table.width(),
@@ -150,6 +180,12 @@ impl Plan {
                 .as_ref()
                 .map(|collect| collect.shards.unwrap_or(1)),
         })
+    }
+
+    /// Whether to read these keys as a run. `walked`: a walk found them one after the other.
+    pub(crate) fn reads_run(&self, keys: &KeyTexts<'_>, walked: bool) -> bool {
+        let run = self.run.as_ref();
+        run.is_some_and(|run| run.when.fit(keys, walked))
     }
 
     /// Runs the read for no keys: privileges and row-level security show only when a statement runs.

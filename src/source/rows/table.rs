@@ -21,10 +21,11 @@ const RELATION: &str = "\
 /// only pg_catalog in the search path a type of an extension (citext) would be compared as text.
 const KEY_COLUMNS: &str = "\
     select k.name, a.attnum, quote_ident(a.attname), format_type(a.atttypid, -1), b.oid::int8,
-      o.equal, o.greater, o.at_least
+      o.equal, o.greater, o.at_least, o.at_most, coalesce(l.collisdeterministic, true)
     from unnest($2::text[]) with ordinality as k(name, ord)
     left join pg_attribute as a
       on a.attrelid = $1::int8::oid and a.attname = k.name and a.attnum > 0 and not a.attisdropped
+    left join pg_collation as l on l.oid = a.attcollation
     left join lateral (
       with recursive below(oid, base) as (
         select t.oid, t.typbasetype from pg_type as t where t.oid = a.atttypid
@@ -41,7 +42,9 @@ const KEY_COLUMNS: &str = "\
         max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 5)
           as greater,
         max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 4)
-          as at_least
+          as at_least,
+        max(format('operator(%I.%s)', s.nspname, p.oprname)) filter (where m.amopstrategy = 2)
+          as at_most
       from pg_opclass as c
       join pg_am as am on am.oid = c.opcmethod and am.amname = 'btree'
       join pg_amop as m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype
@@ -70,14 +73,19 @@ const INDEXES: &str = "\
 
 const TIMESTAMPTZ_OID: i64 = 1_184;
 const BYTEA_OID: i64 = 17;
-/// Types whose equal values have equal text: boolean, the integers, uuid, bytea, dates and times.
-/// Others do not (numeric 1.0 and 1.00, citext, character, collations that ignore case).
+const TEXT_OID: i64 = 25;
+const VARCHAR_OID: i64 = 1_043;
+/// Types whose equal values have equal text: boolean, the integers, uuid, bytea, dates and times; and
+/// text where its collation is deterministic. Others do not (numeric 1.0 and 1.00, citext, character,
+/// collations that ignore case).
 const EXACT_OIDS: &[i64] = &[
     16,
     20,
     21,
     23,
     2_950,
+    TEXT_OID,
+    VARCHAR_OID,
     BYTEA_OID,
     1_082,
     1_083,
@@ -86,7 +94,11 @@ const EXACT_OIDS: &[i64] = &[
 ];
 
 /// Types whose values read the same in a key and in a name: boolean, the integers, uuid, text.
-const ECHOED_OIDS: &[i64] = &[16, 20, 21, 23, 2_950, 25];
+const ECHOED_OIDS: &[i64] = &[16, 20, 21, 23, 2_950, TEXT_OID, VARCHAR_OID];
+/// Types whose text stands in a key without quotes.
+const BARE_OIDS: &[i64] = &[16, 20, 21, 23];
+/// The integers, whose neighbours are known.
+const INTEGER_OIDS: &[i64] = &[20, 21, 23];
 
 /// A table as the catalog has it.
 pub(super) struct Table {
@@ -107,11 +119,15 @@ pub(super) struct KeyColumn {
     pub(super) form: Form,
     /// Equal values have equal text.
     pub(super) exact: bool,
-    /// A name has the text that the key has.
-    echoed: bool,
+    /// A name has the text that the key has, and so has the server's `::text`.
+    pub(super) echoed: bool,
     pub(super) equal: String,
     pub(super) greater: String,
     pub(super) at_least: String,
+    pub(super) at_most: String,
+    pub(super) integer: bool,
+    /// Its text stands in a key without quotes.
+    pub(super) bare: bool,
 }
 
 /// How a column stands in a key.
@@ -174,11 +190,14 @@ pub(super) async fn look_up(
                 BYTEA_OID => Form::Bytea,
                 _ => Form::Plain,
             },
-            exact: EXACT_OIDS.contains(&below_domains),
+            exact: EXACT_OIDS.contains(&below_domains) && row.get(9),
             echoed: ECHOED_OIDS.contains(&below_domains),
             equal: or_catalog(row.get(5), "="),
             greater: or_catalog(row.get(6), ">"),
             at_least: or_catalog(row.get(7), ">="),
+            at_most: or_catalog(row.get(8), "<="),
+            bare: BARE_OIDS.contains(&below_domains),
+            integer: INTEGER_OIDS.contains(&below_domains),
         });
     }
     let count = i32::try_from(numbers.len()).unwrap_or(i32::MAX);

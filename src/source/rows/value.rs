@@ -155,7 +155,18 @@ impl Plan {
     /// # Errors
     /// The driver's: a column of another type, which would be a mistake of ours.
     pub(crate) fn draft(&self, row: &Row) -> Result<Option<Draft>, tokio_postgres::Error> {
-        let at = 1 + if self.echoes { 0 } else { self.columns };
+        self.draft_at(row, 1 + if self.echoes { 0 } else { self.columns })
+    }
+
+    /// The draft in a row of [`Plan::run`].
+    ///
+    /// # Errors
+    /// As [`Self::draft`].
+    pub(crate) fn draft_of_run(&self, row: &Row) -> Result<Option<Draft>, tokio_postgres::Error> {
+        self.draft_at(row, self.columns)
+    }
+
+    fn draft_at(&self, row: &Row, at: usize) -> Result<Option<Draft>, tokio_postgres::Error> {
         let whole = if self.binary {
             let value: Option<&[u8]> = row.try_get(at)?;
             value.map(|value| Value::Binary(Bytes::copy_from_slice(value)))

@@ -1,11 +1,58 @@
 //! The statements that read keys in order: of an index, or of what documents share.
 
+use tokio_postgres::Row;
+
 use super::table::{KeyColumn, Table};
 use super::value::Filter;
+use crate::change::Key;
+
+/// How a row of a walk becomes a key.
+pub(crate) enum WalkedKey {
+    /// The server made it.
+    Whole,
+    /// Of the texts of the columns, each with or without quotes: `jsonb` would take the server twice as
+    /// long as the rest of the walk.
+    Texts { bare: Vec<bool> },
+}
+
+impl WalkedKey {
+    /// The key in a row of the walk.
+    ///
+    /// # Errors
+    /// The driver's: a column of another type, which would be a mistake of ours.
+    pub(crate) fn key(&self, row: &Row) -> Result<Key, tokio_postgres::Error> {
+        let Self::Texts { bare } = self else {
+            return row.try_get(0).map(|key: &str| Key::new(key));
+        };
+        let mut key = String::with_capacity(16 + 32 * bare.len());
+        for (at, bare) in bare.iter().enumerate() {
+            key.push_str(if at == 0 { "[" } else { ", " });
+            let text: &str = row.try_get(at)?;
+            if *bare {
+                key.push_str(text);
+            } else {
+                key.push_str(&serde_json::Value::from(text).to_string());
+            }
+        }
+        key.push(']');
+        Ok(Key::new(key))
+    }
+}
 
 impl Table {
+    /// What a walk gives.
+    pub(super) fn walked_key(&self, groups: bool) -> WalkedKey {
+        if groups || self.columns.is_empty() || !self.echoes() {
+            return WalkedKey::Whole;
+        }
+        let columns = self.columns.iter();
+        WalkedKey::Texts {
+            bare: columns.map(|column| column.bare).collect(),
+        }
+    }
+
     /// Keys in the order of an index. A key with a NULL in it is not published.
-    pub(super) fn walk(&self, filter: &Filter) -> String {
+    pub(super) fn walk(&self, filter: &Filter, given: &WalkedKey) -> String {
         let alias = &self.alias;
         let ordered: Vec<(usize, &KeyColumn)> = self
             .order
@@ -19,9 +66,19 @@ impl Table {
                 .collect();
             parts.join(between)
         };
-        let (name, key) = (&self.name, self.key_of_row());
+        let name = &self.name;
+        let key = match given {
+            WalkedKey::Whole => format!("{}::text", self.key_of_row()),
+            WalkedKey::Texts { .. } => {
+                let columns = self.columns.iter();
+                let texts: Vec<_> = columns
+                    .map(|column| format!("{alias}.{}::text", column.name))
+                    .collect();
+                texts.join(", ")
+            }
+        };
         format!(
-            "select {key}::text from {name} as {alias} \
+            "select {key} from {name} as {alias} \
              where {present} and ($1::text is null or {after}) {filter} order by {order} limit $2::int8",
             present = join(
                 &|_, column| format!("{alias}.{} is not null", column.name),

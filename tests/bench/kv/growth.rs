@@ -24,7 +24,7 @@ struct Drained {
 pub(crate) async fn run(context: &Context, report: &mut Report) {
     let small: &[u64] = context.size(&[10_000, 100_000, 1_000_000], &[10_000, 100_000]);
     // What a few keys take is little beside how far one start differs from another.
-    let few = [START, small[0]].repeat(context.size(4, 1));
+    let few = [START, small[0]].repeat(context.size(4, 2));
     let stand = Stand::start(USERS).await;
     let kv = Kv::start(Pace::Free).await;
     stand.install().await;

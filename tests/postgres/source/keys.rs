@@ -210,6 +210,24 @@ async fn a_value_that_is_equal_but_reads_otherwise_is_another_key() {
 }
 
 #[tokio::test]
+async fn text_that_is_equal_by_its_collation_but_reads_otherwise_is_another_key() {
+    let bench = Bench::new().await;
+    bench
+        .sql("create collation public.anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
+              create table public.login (k text collate public.anycase primary key, note text); \
+              insert into public.login values ('Ada', 'x'), ('bob', 'y'); \
+              select pg2kv.watch('public.login', sync => 'login', key => '{k}')")
+        .await;
+    let leader = bench.lead(&[typed(0, "login", &["k"])]).await;
+    assert_eq!(
+        leader
+            .values(&[r#"["ada"]"#, r#"["Ada"]"#, r#"["bob"]"#])
+            .await,
+        [None, Some("x".to_owned()), Some("y".to_owned())]
+    );
+}
+
+#[tokio::test]
 async fn walks_follow_the_index_and_resume_where_they_stopped() {
     let bench = Bench::new().await;
     bench

@@ -11,6 +11,7 @@ mod gate;
 mod keys;
 mod lease;
 mod recover;
+mod run;
 mod tls;
 mod values;
 
@@ -149,6 +150,7 @@ fn claim_all(sync: SyncId, keys: Vec<Key>) -> ClaimRequest {
         keys,
         ids: vec![],
         backfill: None,
+        consecutive: false,
         max_bytes: 1_000_000,
     }
 }
