@@ -572,3 +572,16 @@ impl NotSentReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_one_integer_or_uuid_are_ordered_as_their_values() {
+        let (low, high) = (r#"["09ff0000-…"]"#, r#"["0a000000-…"]"#);
+        for (one, other) in [("[9]", "[10]"), ("[10]", "[11]"), (low, high)] {
+            assert!(Key::new(one).index_order(&Key::new(other)).is_lt(), "{one}");
+        }
+    }
+}

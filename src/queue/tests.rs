@@ -92,6 +92,29 @@ fn a_quiet_key_is_due_after_quiet_and_a_busy_one_after_max_wait() {
 }
 
 #[test]
+fn keys_due_at_the_same_moment_are_taken_in_the_order_in_which_they_came() {
+    let mut queue = queue(SETTINGS);
+    for n in 0..20 {
+        offer(&mut queue, 0, n, i64::from(n) + 1);
+    }
+    let taken = queue.take(at(100), SYNC, 20);
+    for n in 0..20 {
+        let slot = taken[n * 7 % 20].slot;
+        queue.resolve(at(110), slot, written(100), 0.5);
+    }
+    let later: Vec<Key> = (100..120).map(key).collect();
+    for n in 100..120 {
+        offer(&mut queue, 5_000, n, i64::from(n));
+    }
+    let taken = queue.take(at(5_100), SYNC, 20);
+    let taken: Vec<Key> = taken.into_iter().map(|taken| taken.key).collect();
+    assert_eq!(
+        taken, later,
+        "in places that became vacant in another order"
+    );
+}
+
+#[test]
 fn leading_sends_an_idle_key_at_once_and_debounces_its_repeats() {
     let mut queue = queue(Settings {
         leading: true,
