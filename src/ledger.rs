@@ -45,9 +45,6 @@ pub struct ClaimRequest {
     pub ids: Vec<OutboxId>,
     /// Backfill position that the claim replaces; advanced in the same transaction.
     pub backfill: Option<BackfillStep>,
-    /// The keys stand in the order of their index, and a walk found few others between them: they can be
-    /// read by one scan.
-    pub consecutive: bool,
     /// Stop reading when the values pass this many bytes.
     pub max_bytes: usize,
 }

@@ -132,7 +132,6 @@ impl Auditor {
                 claim: Vec::new(),
                 ids: Vec::new(),
                 backfill: None,
-                consecutive: false,
                 max_bytes: READ_MAX_BYTES,
             };
             match reader.prepare(NO_EPOCH, sync, &request, &|row| row).await {

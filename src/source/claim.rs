@@ -149,9 +149,11 @@ impl Reader {
             .map_err(|error| PrepareError { claim: None, error })?;
         let doing = format!("claiming and reading keys of sync {}", sync.name);
         let keys: Vec<&str> = request.keys.iter().map(Key::as_str).collect();
-        let (walked, first) = (
-            request.consecutive,
-            prepared.chunk(keys.len(), request.max_bytes),
+        let first = prepared.chunk(keys.len(), request.max_bytes);
+        // What a walk found is a stretch of the index, whatever of it is under way already.
+        let walked = matches!(
+            request.backfill,
+            Some(BackfillStep::Rows { .. } | BackfillStep::EnterKeys { .. })
         );
         let (claimed, read) = self
             .link

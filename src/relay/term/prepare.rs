@@ -193,11 +193,6 @@ impl Term {
             claim,
             ids,
             backfill: step.clone(),
-            // What a walk found is a stretch of the index, whatever of it is under way already.
-            consecutive: matches!(
-                step,
-                Some(BackfillStep::Rows { .. } | BackfillStep::EnterKeys { .. })
-            ),
             max_bytes: shared.settings.body_max_bytes,
         };
         let claims = !request.claim.is_empty();

@@ -69,8 +69,9 @@ impl Table {
             None => self.of_one_row(sync, binary, members, &which, doing)?,
         };
         Ok(format!(
-            "select {keys}, {value}{beside} from (select {typed} from unnest({arrays}) with ordinality as k({given}, ord)) \
-             as pg2kv_key left join lateral ({document}) as pg2kv_document on true",
+            "select {keys}, {value}{beside} \
+             from (select {typed} from unnest({arrays}) with ordinality as k({given}, ord)) as pg2kv_key \
+             left join lateral ({document}) as pg2kv_document on true",
             keys = listed("pg2kv_key.ord", texts),
             value = value_or_size(),
             typed = listed("k.ord", typed),

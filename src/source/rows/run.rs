@@ -2,7 +2,8 @@
 //! of a descent for each.
 //!
 //! Owns when keys can be read like that, the statement, and which row belongs to which key. The server
-//! takes a tenth of the time for rows that also lie side by side, and less than half where they do not.
+//! takes a quarter of the time for rows that also lie side by side, and less than half where they do not
+//! (`deploy/benchmarks.md`).
 //!
 //! **A key counts as gone only if the scan went past it.** Rows come in the order of the index, and so do
 //! the keys; what does not is read by key.

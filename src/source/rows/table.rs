@@ -97,7 +97,7 @@ const EXACT_OIDS: &[i64] = &[
 const ECHOED_OIDS: &[i64] = &[16, 20, 21, 23, 2_950, TEXT_OID, VARCHAR_OID];
 /// Types whose text stands in a key without quotes.
 const BARE_OIDS: &[i64] = &[16, 20, 21, 23];
-/// The integers, whose neighbours are known.
+/// The integers.
 const INTEGER_OIDS: &[i64] = &[20, 21, 23];
 
 /// A table as the catalog has it.
@@ -125,6 +125,7 @@ pub(super) struct KeyColumn {
     pub(super) greater: String,
     pub(super) at_least: String,
     pub(super) at_most: String,
+    /// It is an integer, so its neighbours are known.
     pub(super) integer: bool,
     /// Its text stands in a key without quotes.
     pub(super) bare: bool,

@@ -150,7 +150,6 @@ fn claim_all(sync: SyncId, keys: Vec<Key>) -> ClaimRequest {
         keys,
         ids: vec![],
         backfill: None,
-        consecutive: false,
         max_bytes: 1_000_000,
     }
 }

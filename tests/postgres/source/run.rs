@@ -1,7 +1,7 @@
 //! Keys that follow one another are read by one scan, and give what a read by key gives.
 
 use pg2kv::change::{Draft, Key, SyncId};
-use pg2kv::ledger::ClaimRequest;
+use pg2kv::ledger::{BackfillStep, ClaimRequest};
 use pg2kv::source::session::{Row, Session};
 use pg2kv::source::{ExpirySql, SyncSource, ValueSql};
 
@@ -9,11 +9,13 @@ use super::{Bench, claim_all, items, key, text};
 
 /// What the server was asked: the text of the statement itself.
 const QUERY: &str = "current_query()";
+/// The keys of the request are those that a walk found.
+const WALKED: BackfillStep = BackfillStep::EnterKeys { done: 0 };
 
-async fn read(session: &Session, keys: &[Key], consecutive: bool, max_bytes: usize) -> Vec<Row> {
+async fn read(session: &Session, keys: &[Key], walked: bool, max_bytes: usize) -> Vec<Row> {
     let request = ClaimRequest {
         claim: vec![],
-        consecutive,
+        backfill: walked.then_some(WALKED),
         max_bytes,
         ..claim_all(SyncId(0), keys.to_vec())
     };
@@ -94,7 +96,7 @@ async fn keys_of_a_walk_are_read_by_one_scan_whatever_their_types() {
         let expected = if scanned { (1_000, 0) } else { (0, 1_000) };
         assert_eq!(all, expected, "{table}");
 
-        // Rows are gone, others came between them, and of some keys nobody asked.
+        // Rows are gone, and nobody asks for some of those between.
         sync.value = ValueSql::Columns(vec![
             ("k".to_owned(), "k".to_owned()),
             ("note".to_owned(), "note".to_owned()),
@@ -207,7 +209,7 @@ async fn keys_that_do_not_come_in_order_are_read_by_key() {
         .await;
     let request = ClaimRequest {
         claim: vec![],
-        consecutive: true,
+        backfill: Some(WALKED),
         ..claim_all(SyncId(0), keys)
     };
     let error = session.prepare(&request).await.unwrap_err();
