@@ -22,6 +22,8 @@ pub(super) struct Fetch {
     expected: bool,
     /// The last fetch did not come to the end.
     more: bool,
+    /// Fetches that were answered.
+    answered: u64,
     next: NextFetch,
 }
 
@@ -48,6 +50,7 @@ impl Fetch {
             rung: false,
             expected: false,
             more: false,
+            answered: 0,
             next: NextFetch::Awake {
                 at: now,
                 cause: WakeCause::Poll,
@@ -58,6 +61,16 @@ impl Fetch {
     /// Whether the outbox is known to hold more than was fetched.
     pub(super) fn has_more(&self) -> bool {
         self.more
+    }
+
+    /// Whether a page is on its way that is known to bring changes.
+    pub(super) fn brings_more(&self) -> bool {
+        self.out && self.more
+    }
+
+    /// Fetches that were answered so far.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered
     }
 
     /// When to fetch next; `None` while a fetch is out.
@@ -122,6 +135,7 @@ impl Term {
         result: Result<Fetched, Failure>,
     ) -> Result<(), Failure> {
         self.fetch.out = false;
+        self.fetch.answered += 1;
         let fetched = match result {
             Ok(fetched) => fetched,
             Err(failure) => {

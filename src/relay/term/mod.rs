@@ -112,6 +112,8 @@ struct Sync {
     fault: Option<String>,
     /// Batches and requests under way.
     busy: usize,
+    /// Fetches that have been answered when its next batch goes out, full or not.
+    fills_until: Option<u64>,
 }
 
 impl Term {
@@ -151,6 +153,7 @@ impl Term {
                     may_have_dead_letters: false,
                     fault: None,
                     busy: 0,
+                    fills_until: None,
                 })
                 .collect(),
             walks: backfills::walks(count),

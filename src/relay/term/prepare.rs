@@ -81,6 +81,29 @@ impl Term {
         share.max(SHARE_PAIRS_MIN)
     }
 
+    /// Whether the keys of `sync` wait for the page of the outbox that is on its way, to fill their
+    /// request: requests are scarce, and others are under way meanwhile.
+    ///
+    /// They wait for one page only, which can fill any request. If it brought nothing for this sync,
+    /// other syncs' changes would hold up its own for as long as they last.
+    fn fills(&self, sync: SyncId) -> bool {
+        let until = self.syncs[usize::from(sync.0)].fills_until;
+        until.is_some_and(|until| self.fetch.answered() < until)
+            && self.fetch.brings_more()
+            && self.flights() > 0
+    }
+
+    /// Whether the next batch of `sync`, of as many pairs, is to wait for more keys.
+    fn fill(&mut self, sync: SyncId, pairs: usize) -> bool {
+        if self.queue.waiting(sync) >= pairs {
+            return false;
+        }
+        let next = self.fetch.answered() + 1;
+        let until = &mut self.syncs[usize::from(sync.0)].fills_until;
+        until.get_or_insert(next);
+        self.fills(sync)
+    }
+
     pub(super) fn sync_allowance(&self, sync: SyncId, now: Mono, pairs: usize) -> Option<usize> {
         let state = &self.syncs[usize::from(sync.0)];
         match state.gate.pass(now) {
@@ -106,7 +129,9 @@ impl Term {
             Pass::Probe => return None,
             Pass::Closed(until) => until,
         };
-        let walks_from = self.walks_from(now);
+        // Live changes go first, those that wait for a page too.
+        let filling = (0..self.syncs.len()).any(|index| self.fills(sync_id(index)));
+        let walks_from = self.walks_from(now).filter(|_| !filling);
         let work = (0..self.syncs.len())
             .filter_map(|index| {
                 let sync = sync_id(index);
@@ -119,6 +144,7 @@ impl Term {
                 let due = self
                     .queue
                     .due_at(sync)
+                    .filter(|_| !self.fills(sync))
                     .into_iter()
                     .chain(walk)
                     .chain(halves)
@@ -140,14 +166,19 @@ impl Term {
                 self.prepare(shared, now, sync, items, None);
                 continue;
             }
-            let next = (0..self.syncs.len())
+            let mut due: Vec<(Mono, SyncId, usize)> = (0..self.syncs.len())
                 .map(sync_id)
                 .filter_map(|sync| {
                     let at = self.queue.due_at(sync).filter(|at| *at <= now)?;
                     Some((at, sync, self.sync_allowance(sync, now, pairs)?))
                 })
-                .min();
+                .collect();
+            due.sort_unstable();
+            let next = due
+                .into_iter()
+                .find(|(_, sync, pairs)| !self.fill(*sync, (*pairs).min(share)));
             let Some((_, sync, pairs)) = next else { return };
+            self.syncs[usize::from(sync.0)].fills_until = None;
             let mut taken = self.queue.take(now, sync, pairs.min(share));
             // Neighbours in the table stand side by side, so the server finds one near the other.
             taken.sort_unstable_by(|one, other| one.key.index_order(&other.key));

@@ -116,3 +116,75 @@ fn a_full_queue_leaves_the_rest_in_the_outbox() {
     bench.until_effect(Duration::from_secs(5));
     assert_eq!(bench.outbox.len(), 30);
 }
+
+/// A page of the outbox, each key of this sync, and more is to come.
+fn page(relay: &mut Relay, now: Mono, keys: &[(u16, std::ops::Range<u32>)]) -> Vec<(u16, usize)> {
+    let changes = keys.iter().flat_map(|(sync, keys)| {
+        keys.clone().map(|n| Change {
+            id: OutboxId(i64::from(*sync) * 1_000_000 + i64::from(n)),
+            sync: SyncId(*sync),
+            what: Changed::Key(key(n)),
+            age: Duration::from_secs(60),
+        })
+    });
+    let output = relay.handle(
+        now,
+        Event::Fetched(Ok(Fetched {
+            changes: changes.collect(),
+            more: true,
+            ..Default::default()
+        })),
+    );
+    assert_eq!(fetches(&output), [FetchMode::Awake]);
+    let wake_at = relay.wake_at(now);
+    assert!(wake_at > Some(now), "nothing can be done before an answer");
+    prepared(&output)
+}
+
+/// Sync and keys of each batch.
+fn prepared(output: &Output) -> Vec<(u16, usize)> {
+    let size = |effect: &Effect| match effect {
+        Effect::Prepare { request, .. } => Some((request.sync.0, request.keys.len())),
+        _ => None,
+    };
+    output.effects.iter().filter_map(size).collect()
+}
+
+#[test]
+fn a_request_waits_for_the_page_that_fills_it() {
+    let (mut relay, now) = sleeper(settings());
+    assert_eq!(
+        page(&mut relay, now, &[(0, 0..60)]),
+        [(0, 60)],
+        "nothing is under way"
+    );
+    assert_eq!(page(&mut relay, now, &[(0, 60..120)]), []);
+    assert_eq!(page(&mut relay, now, &[(0, 120..180)]), [(0, 100)]);
+    // The last page: what is left goes at once.
+    assert_eq!(prepared(&relay.handle(now, empty(false))), [(0, 20)]);
+}
+
+#[test]
+fn a_sync_waits_for_one_page_and_no_longer() {
+    let (mut relay, now) = sleeper(settings());
+    assert_eq!(page(&mut relay, now, &[(0, 0..60)]), [(0, 60)]);
+    let both = [(0, 60..100), (1, 0..1)];
+    assert_eq!(page(&mut relay, now, &both), []);
+    assert_eq!(page(&mut relay, now, &[(0, 100..120)]), [(0, 60), (1, 1)]);
+}
+
+#[test]
+fn a_backfill_lets_changes_go_first_that_wait_for_a_page() {
+    let (mut relay, now) = sleeper(settings());
+    assert_eq!(page(&mut relay, now, &[(0, 0..60)]), [(0, 60)]);
+    assert_eq!(page(&mut relay, now, &[(0, 60..90)]), []);
+    let sync = SyncId(1);
+    let result = Ok(backfill(sync, "new sync"));
+    let output = relay.handle(now, Event::BackfillStarted { sync, result });
+    assert!(output.effects.is_empty(), "{:?}", output.effects);
+    assert!(relay.wake_at(now) > Some(now));
+    let output = relay.handle(now, empty(false));
+    assert_eq!(prepared(&output), [(0, 30)]);
+    let walks = |effect: &&Effect| matches!(effect, Effect::Walk { .. });
+    assert_eq!(output.effects.iter().filter(walks).count(), 1);
+}

@@ -4,17 +4,18 @@ use std::pin::pin;
 use std::sync::atomic::Ordering;
 
 use futures_util::TryStreamExt as _;
+use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use super::super::SyncSource;
 use super::super::error::{Error, Kind, Place};
-use super::super::rows::{KeyTexts, Places, RowPlace};
+use super::super::rows::{KeyTexts, Places, Plan, RowPlace};
 use super::super::session::Row;
 use super::{Prepared, Reader};
 use crate::change::Draft;
 
-/// Statements of [`Reader::read`] at most: two transactions.
-pub(super) const STATEMENTS: u32 = 6;
+/// Statements of [`Reader::read`] at most: three transactions.
+pub(super) const STATEMENTS: u32 = 9;
 
 /// What one read gave.
 pub(super) struct Read<T> {
@@ -25,6 +26,13 @@ pub(super) struct Read<T> {
     made: u64,
     /// It stopped before the end of the keys that were asked for.
     pub(super) full: bool,
+}
+
+/// What a scan gave.
+struct Scanned<T> {
+    read: Read<T>,
+    /// Places of the keys that it did not find.
+    gone: Vec<usize>,
 }
 
 impl<T> Read<T> {
@@ -50,6 +58,16 @@ impl<T> Read<T> {
     }
 }
 
+/// A read, whichever way it goes.
+struct Reading<'a, F> {
+    client: &'a Client,
+    plan: &'a Plan,
+    texts: &'a KeyTexts<'a>,
+    max_bytes: usize,
+    doing: &'a str,
+    make: &'a F,
+}
+
 impl Reader {
     /// Reads documents of the first of `keys`, as many as `max_bytes` allow. `walked`: a walk found
     /// these keys one after the other.
@@ -62,66 +80,73 @@ impl Reader {
         max_bytes: usize,
         make: &(impl Fn(Row) -> T + Sync),
     ) -> Result<Read<T>, Error> {
-        let doing = format!("reading {} for sync {}", sync.table, sync.name);
-        let texts = KeyTexts::of(keys, prepared.plan.columns);
-        if prepared.plan.reads_run(&texts, walked) {
-            let run = self.run(prepared, &texts, max_bytes, &doing, make);
-            match self.transaction(prepared, &doing, run).await {
-                Ok(Some(read)) => return Ok(read),
+        let plan = &prepared.plan;
+        let texts = KeyTexts::of(keys, plan.columns);
+        let reading = Reading {
+            client: self.link.client(),
+            plan,
+            texts: &texts,
+            max_bytes,
+            doing: &format!("reading {} for sync {}", sync.table, sync.name),
+            make,
+        };
+        if plan.reads_run(&texts, walked) {
+            match reading.transaction(reading.run()).await {
+                Ok(Some(Scanned { read, gone })) => {
+                    let gone: Vec<&str> = gone.into_iter().map(|place| keys[place]).collect();
+                    if !walked || reading.are_gone(&gone).await? {
+                        return Ok(read);
+                    }
+                }
                 // A row that was not asked for may be the one that fails, or that takes too long.
                 Ok(None) => {}
                 Err(error) if matches!(error.kind(), Kind::Row | Kind::Transient) => {}
                 Err(error) => return Err(error),
             }
         }
-        let rows = self.rows(prepared, &texts, max_bytes, &doing, make);
-        self.transaction(prepared, &doing, rows).await
+        reading.transaction(reading.by_key()).await
     }
+}
 
+impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
     /// A read-only transaction of its own: the operator's expressions cannot write. Begin, read and
     /// commit are sent in one go.
     async fn transaction<R>(
         &self,
-        prepared: &Prepared,
-        doing: &str,
         read: impl Future<Output = Result<R, Error>>,
     ) -> Result<R, Error> {
-        let client = self.link.client();
         let (begun, read, committed) = tokio::join!(
             biased;
-            client.batch_execute(prepared.plan.begin),
+            self.client.batch_execute(self.plan.begin),
             read,
-            client.batch_execute("commit"),
+            self.client.batch_execute("commit"),
         );
-        begun.map_err(|error| Error::from_driver(Place::Own, doing, error))?;
+        let failed = |error| Error::from_driver(Place::Own, self.doing, error);
+        begun.map_err(failed)?;
         let read = read?;
-        committed.map_err(|error| Error::from_driver(Place::Own, doing, error))?;
+        committed.map_err(failed)?;
         Ok(read)
     }
 
-    async fn rows<T>(
-        &self,
-        prepared: &Prepared,
-        texts: &KeyTexts<'_>,
-        max_bytes: usize,
-        doing: &str,
-        make: &(impl Fn(Row) -> T + Sync),
-    ) -> Result<Read<T>, Error> {
-        let failed = |error| Error::from_driver(Place::Relation, doing, error);
-        let plan = &prepared.plan;
+    fn failed(&self, error: tokio_postgres::Error) -> Error {
+        Error::from_driver(Place::Relation, self.doing, error)
+    }
+
+    async fn by_key(&self) -> Result<Read<T>, Error> {
+        let Self { plan, texts, .. } = self;
         let mut read = Read::of(texts.len());
-        let client = self.link.client();
-        let rows = client
+        let rows = self
+            .client
             .query_raw(&plan.rows, texts.parameters())
             .await
-            .map_err(failed)?;
+            .map_err(|error| self.failed(error))?;
         let mut rows = pin!(rows);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let place: i64 = row.try_get(0).map_err(failed)?;
+        while let Some(row) = rows.try_next().await.map_err(|error| self.failed(error))? {
+            let place: i64 = row.try_get(0).map_err(|error| self.failed(error))?;
             if usize::try_from(place) != Ok(read.rows.len() + 1) {
                 return Err(Error::new(
                     Kind::Relation,
-                    doing,
+                    self.doing,
                     "the key columns are not unique: two rows have the same key",
                 )
                 .with_hint("put a unique index on the key columns"));
@@ -135,68 +160,85 @@ impl Reader {
                             .map(Option::unwrap_or_default)
                     })
                     .collect::<Result<_, _>>()
-                    .map_err(failed)?
+                    .map_err(|error| self.failed(error))?
             };
-            let draft = plan.draft(&row).map_err(failed)?;
-            if !read.takes(draft.as_ref(), max_bytes) {
+            let draft = plan.draft(&row).map_err(|error| self.failed(error))?;
+            if !read.takes(draft.as_ref(), self.max_bytes) {
                 // Dropping the stream lets the driver throw away what still comes.
                 break;
             }
-            read.rows.push(make(Row { columns, draft }));
+            read.rows.push((self.make)(Row { columns, draft }));
         }
         Ok(read)
     }
 
     /// `None` where rows do not come in the order of the keys.
-    async fn run<T>(
-        &self,
-        prepared: &Prepared,
-        texts: &KeyTexts<'_>,
-        max_bytes: usize,
-        doing: &str,
-        make: &(impl Fn(Row) -> T + Sync),
-    ) -> Result<Option<Read<T>>, Error> {
-        let failed = |error| Error::from_driver(Place::Relation, doing, error);
-        let plan = &prepared.plan;
+    async fn run(&self) -> Result<Option<Scanned<T>>, Error> {
+        let Self { plan, texts, .. } = self;
         let (Some(run), Some(last)) = (&plan.run, texts.len().checked_sub(1)) else {
             return Ok(None);
         };
         let (first, last) = (texts.owned(0), texts.owned(last));
         let ends = first.iter().chain(&last);
         let ends: Vec<&(dyn ToSql + Sync)> = ends.map(|text| text as _).collect();
-        let gone = |read: &mut Read<T>, until: usize| {
-            for place in read.rows.len()..until {
-                let columns = texts.owned(place);
-                read.rows.push(make(Row {
-                    columns,
-                    draft: None,
-                }));
-            }
+        let mut scanned = Scanned {
+            read: Read::of(texts.len()),
+            gone: Vec::new(),
         };
-        let mut read = Read::of(texts.len());
         let mut places = Places::new(texts);
-        let client = self.link.client();
-        let rows = client
+        let rows = self
+            .client
             .query_raw(&run.statement, ends)
             .await
-            .map_err(failed)?;
+            .map_err(|error| self.failed(error))?;
         let mut rows = pin!(rows);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let place = match places.of(&row).map_err(failed)? {
+        while let Some(row) = rows.try_next().await.map_err(|error| self.failed(error))? {
+            let place = match places.of(&row).map_err(|error| self.failed(error))? {
                 RowPlace::Of(place) => place,
                 RowPlace::Other => continue,
                 RowPlace::Behind => return Ok(None),
             };
-            let draft = plan.draft_of_run(&row).map_err(failed)?;
-            gone(&mut read, place);
-            if !read.takes(draft.as_ref(), max_bytes) {
-                return Ok(Some(read));
+            let draft = plan
+                .draft_of_run(&row)
+                .map_err(|error| self.failed(error))?;
+            self.pass(&mut scanned, place);
+            if !scanned.read.takes(draft.as_ref(), self.max_bytes) {
+                return Ok(Some(scanned));
             }
             let columns = texts.owned(place);
-            read.rows.push(make(Row { columns, draft }));
+            scanned.read.rows.push((self.make)(Row { columns, draft }));
         }
-        gone(&mut read, texts.len());
-        Ok(Some(read))
+        self.pass(&mut scanned, texts.len());
+        Ok(Some(scanned))
+    }
+
+    /// The scan went past the keys before `place` that it did not find.
+    fn pass(&self, scanned: &mut Scanned<T>, place: usize) {
+        for at in scanned.read.rows.len()..place {
+            let columns = self.texts.owned(at);
+            let draft = None;
+            scanned.read.rows.push((self.make)(Row { columns, draft }));
+            scanned.gone.push(at);
+        }
+    }
+
+    /// Whether a read by key finds none of these either. A walk has found them a moment ago, so they
+    /// are few. If they are many, the index may not have the order that the server compares by: after
+    /// a change of the C library's collations an index of texts has not until it is built anew.
+    async fn are_gone(&self, keys: &[&str]) -> Result<bool, Error> {
+        if keys.is_empty() {
+            return Ok(true);
+        }
+        let reading = Reading {
+            client: self.client,
+            plan: self.plan,
+            texts: &KeyTexts::of(keys, self.plan.columns),
+            max_bytes: usize::MAX,
+            doing: self.doing,
+            make: &|row: Row| row.draft.is_some(),
+        };
+        let found = reading.transaction(reading.by_key()).await?;
+        Ok(!found.rows.contains(&true))
     }
 }
 

@@ -5,8 +5,9 @@
 //! takes a quarter of the time for rows that also lie side by side, and less than half where they do not
 //! (`deploy/benchmarks.md`).
 //!
-//! **A key counts as gone only if the scan went past it.** Rows come in the order of the index, and so do
-//! the keys; what does not is read by key.
+//! **A key counts as gone only if the scan went past it**, and, where a walk has just found it, only if a
+//! read by key misses it too. Rows come in the order of the index, and so do the keys; what does not is
+//! read by key.
 
 use std::collections::HashMap;
 

@@ -193,17 +193,21 @@ async fn keys_that_do_not_come_in_order_are_read_by_key() {
         ways(&read(&session, &keys, true, 10_000_000).await),
         (300, 0)
     );
-    keys.swap(10, 200);
-    let rows = read(&session, &keys, true, 10_000_000).await;
-    assert_eq!((rows.len(), ways(&rows)), (300, (0, 300)));
-    let columns: Vec<Key> = rows
-        .iter()
-        .map(|row| key(&format!("[{}]", row.columns[0])))
-        .collect();
-    assert!(columns == keys, "each row stands at the place of its key");
+    // The first case has rows come back out of order. In the second a scan of the ends misses most keys,
+    // as one by an index does whose order is not the server's.
+    for (one, other) in [(10, 200), (0, 200)] {
+        keys.swap(one, other);
+        let rows = read(&session, &keys, true, 10_000_000).await;
+        assert_eq!((rows.len(), ways(&rows)), (300, (0, 300)));
+        let columns: Vec<Key> = rows
+            .iter()
+            .map(|row| key(&format!("[{}]", row.columns[0])))
+            .collect();
+        assert!(columns == keys, "each row stands at the place of its key");
+        keys.swap(one, other);
+    }
 
     // A key that two rows have is an error, as it is without a scan.
-    keys.swap(10, 200);
     bench
         .sql("insert into public.loose values (250, 'y')")
         .await;
