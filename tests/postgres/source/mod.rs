@@ -14,6 +14,7 @@ mod recover;
 mod run;
 mod tls;
 mod values;
+mod walk;
 
 use std::future::Future;
 use std::time::Duration;
