@@ -109,10 +109,10 @@ impl World {
         left: Vec<KvName>,
     ) -> Result<(), SweepFailure> {
         let trusted_until = self.desk.permission(names.sync, None).await;
-        let batch = Batch::Delete(left);
+        let mut batch = Batch::Delete(left);
         // The last look before the bytes go, as for any write.
         let answer = if clock::now() < trusted_until {
-            self.kv.send(&old.namespace, &batch).await
+            self.kv.send(&old.namespace, &mut batch).await
         } else {
             not_trusted()
         };

@@ -172,13 +172,13 @@ impl World {
             Effect::Write {
                 request,
                 sync,
-                batch,
+                mut batch,
                 trusted_until,
             } => {
                 // The last look before the bytes go: this task may have been frozen since the relay
                 // asked for it.
                 let answer = if clock::now() < trusted_until {
-                    self.kv.send(&self.sync(sync).namespace, &batch).await
+                    self.kv.send(&self.sync(sync).namespace, &mut batch).await
                 } else {
                     not_trusted()
                 };

@@ -57,7 +57,9 @@ impl Seen {
     /// Notes a proven write.
     pub fn note(&mut self, sync: SyncId, key: &Key, content: Content) {
         if self.young.len() >= self.max / 2 {
-            self.old = std::mem::take(&mut self.young);
+            // The tables keep their room, which grows no more from then on.
+            std::mem::swap(&mut self.old, &mut self.young);
+            self.young.clear();
         }
         let new = Entry {
             id: self.id(sync, key),

@@ -91,10 +91,11 @@ impl KvClient {
     /// Writes or deletes the pairs of the batch with one request.
     ///
     /// A batch over a limit of the API is [`Outcome::Rejected`] without a status: nothing is sent,
-    /// and its halves are smaller. Encoding blocks for about a millisecond per megabyte.
+    /// and its halves are smaller. Encoding blocks for about a millisecond per megabyte. The batch
+    /// keeps no contents once the body has them.
     // Cancel-safety: dropping the future abandons the request, which is then as ambiguous as one
     // that timed out.
-    pub async fn send(&self, namespace: &NamespaceId, batch: &Batch) -> Answer {
+    pub async fn send(&self, namespace: &NamespaceId, batch: &mut Batch) -> Answer {
         let (method, path, body) = match batch {
             Batch::Put(documents) => (Method::PUT, "bulk", wire::encode_put(documents)),
             Batch::Delete(names) => (Method::POST, "bulk/delete", wire::encode_delete(names)),
@@ -103,6 +104,7 @@ impl KvClient {
             Ok(body) => body,
             Err(error) => return not_replied(Outcome::Rejected, error.to_string()),
         };
+        batch.drop_contents();
         match self
             .request(method, namespace, path, Some(body), REPLY_MAX_BYTES)
             .await

@@ -36,7 +36,7 @@ impl Place {
             root_certificate: None,
         };
         let name = KvName::new(name).unwrap();
-        let batch = match value {
+        let mut batch = match value {
             None => Batch::Delete(vec![name]),
             Some(value) => {
                 let value = Value::Text(Bytes::from(value));
@@ -56,7 +56,7 @@ impl Place {
             }
         };
         let kv = KvClient::new(settings).unwrap();
-        let answer = kv.send(&NamespaceId::new(ID).unwrap(), &batch).await;
+        let answer = kv.send(&NamespaceId::new(ID).unwrap(), &mut batch).await;
         assert_eq!(answer.outcome, Outcome::Written);
     }
 

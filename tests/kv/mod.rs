@@ -74,7 +74,7 @@ fn large_put() -> Batch {
 
 /// Sends, and checks what holds for every answer: it gives nothing away.
 async fn send(client: &KvClient, batch: &Batch) -> Answer {
-    let answer = client.send(&namespace(), batch).await;
+    let answer = client.send(&namespace(), &mut batch.clone()).await;
     discreet(&format!("{answer:?}"));
     answer
 }

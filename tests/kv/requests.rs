@@ -48,6 +48,25 @@ async fn bulk_requests_are_as_documented() {
 }
 
 #[tokio::test]
+async fn a_batch_that_was_sent_keeps_no_contents() {
+    let server = Server::once(answering(vec![written(2)])).await;
+    let before = put(2);
+    let mut batch = before.clone();
+    let answer = client(server.base_url())
+        .send(&namespace(), &mut batch)
+        .await;
+    assert_eq!(answer.outcome, Outcome::Written);
+    let (Batch::Put(before), Batch::Put(after)) = (before, batch) else {
+        panic!("it became another batch")
+    };
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!((&after.name, after.hash), (&before.name, before.hash));
+        assert!(after.value.bytes().is_empty() && after.metadata.is_empty());
+    }
+    assert_eq!(after.len(), 2);
+}
+
+#[tokio::test]
 async fn without_an_account_the_path_has_none() {
     let server = Server::once(answering(vec![written(1)])).await;
     let mut settings = settings(format!(
