@@ -41,9 +41,16 @@ pub(super) struct Cooling {
     keys: HashTable<(u64, u32)>,
     /// In the order in which they were put here; numbered without a gap, and from the start again
     /// after the last number.
-    groups: VecDeque<Calm>,
+    groups: VecDeque<Group>,
     /// The number of the first group.
     first: u32,
+}
+
+/// Keys that are calm at the same moments, those taken out since included.
+#[derive(Debug)]
+struct Group {
+    calm: Calm,
+    hashes: Vec<u64>,
 }
 
 impl Cooling {
@@ -57,8 +64,12 @@ impl Cooling {
             Some(other) => calm.and(other),
             None => calm,
         };
-        if self.groups.back() != Some(&calm) {
-            self.groups.push_back(calm);
+        match self.groups.back_mut() {
+            Some(group) if group.calm == calm => group.hashes.push(hash),
+            _ => self.groups.push_back(Group {
+                calm,
+                hashes: vec![hash],
+            }),
         }
         #[expect(clippy::cast_possible_truncation, reason = "numbers go round")]
         let last = self.first.wrapping_add(self.groups.len() as u32 - 1);
@@ -70,31 +81,28 @@ impl Cooling {
     pub(super) fn take(&mut self, hash: u64) -> Option<Calm> {
         let found = self.keys.find_entry(hash, |(of, _)| *of == hash).ok()?;
         let ((_, number), _) = found.remove();
-        self.groups
-            .get(number.wrapping_sub(self.first) as usize)
-            .copied()
+        let group = self.groups.get(number.wrapping_sub(self.first) as usize);
+        group.map(|group| group.calm)
     }
 
-    /// Forgets the keys that are calm. Looks at every key, once for the groups that are calm by now: a
-    /// list of each group's keys would take half as much room again.
+    /// Forgets the keys that are calm.
     pub(super) fn forget(&mut self, now: Mono) {
-        let calm = |group: &&Calm| group.at() <= now;
-        let count = self.groups.iter().take_while(calm).count();
-        if count == 0 {
-            return;
+        while self.next().is_some_and(|at| at <= now) {
+            let hashes = self.groups.pop_front().map(|group| group.hashes);
+            for hash in hashes.into_iter().flatten() {
+                // It may be in a later group by now.
+                let is_here = |(of, number): &(u64, u32)| *of == hash && *number == self.first;
+                if let Ok(found) = self.keys.find_entry(hash, is_here) {
+                    found.remove();
+                }
+            }
+            self.first = self.first.wrapping_add(1);
         }
-        self.groups.drain(..count);
-        let first = self.first;
-        self.keys
-            .retain(|(_, number)| number.wrapping_sub(first) as usize >= count);
-        #[expect(clippy::cast_possible_truncation, reason = "numbers go round")]
-        let next = first.wrapping_add(count as u32);
-        self.first = next;
     }
 
     /// When the next key is forgotten.
     pub(super) fn next(&self) -> Option<Mono> {
-        self.groups.front().map(|group| group.at())
+        self.groups.front().map(|group| group.calm.at())
     }
 }
 

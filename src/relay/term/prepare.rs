@@ -82,26 +82,27 @@ impl Term {
     }
 
     /// Whether the keys of `sync` wait for the page of the outbox that is on its way, to fill their
-    /// request: requests are scarce, and others are under way meanwhile.
+    /// request: one counts alike however few pairs it has, and others are under way meanwhile.
     ///
     /// They wait for one page only, which can fill any request. If it brought nothing for this sync,
     /// other syncs' changes would hold up its own for as long as they last.
-    fn fills(&self, sync: SyncId) -> bool {
+    fn is_filling(&self, sync: SyncId) -> bool {
         let until = self.syncs[usize::from(sync.0)].fills_until;
         until.is_some_and(|until| self.fetch.answered() < until)
             && self.fetch.brings_more()
             && self.flights() > 0
     }
 
-    /// Whether the next batch of `sync`, of as many pairs, is to wait for more keys.
-    fn fill(&mut self, sync: SyncId, pairs: usize) -> bool {
+    /// Whether the next batch of `sync`, of as many pairs, is to wait for more keys. Notes when that
+    /// ends.
+    fn is_to_fill(&mut self, sync: SyncId, pairs: usize) -> bool {
         if self.queue.waiting(sync) >= pairs {
             return false;
         }
         let next = self.fetch.answered() + 1;
         let until = &mut self.syncs[usize::from(sync.0)].fills_until;
         until.get_or_insert(next);
-        self.fills(sync)
+        self.is_filling(sync)
     }
 
     pub(super) fn sync_allowance(&self, sync: SyncId, now: Mono, pairs: usize) -> Option<usize> {
@@ -130,7 +131,7 @@ impl Term {
             Pass::Closed(until) => until,
         };
         // Live changes go first, those that wait for a page too.
-        let filling = (0..self.syncs.len()).any(|index| self.fills(sync_id(index)));
+        let filling = (0..self.syncs.len()).any(|index| self.is_filling(sync_id(index)));
         let walks_from = self.walks_from(now).filter(|_| !filling);
         let work = (0..self.syncs.len())
             .filter_map(|index| {
@@ -144,7 +145,7 @@ impl Term {
                 let due = self
                     .queue
                     .due_at(sync)
-                    .filter(|_| !self.fills(sync))
+                    .filter(|_| !self.is_filling(sync))
                     .into_iter()
                     .chain(walk)
                     .chain(halves)
@@ -176,7 +177,7 @@ impl Term {
             due.sort_unstable();
             let next = due
                 .into_iter()
-                .find(|(_, sync, pairs)| !self.fill(*sync, (*pairs).min(share)));
+                .find(|(_, sync, pairs)| !self.is_to_fill(*sync, (*pairs).min(share)));
             let Some((_, sync, pairs)) = next else { return };
             self.syncs[usize::from(sync.0)].fills_until = None;
             let mut taken = self.queue.take(now, sync, pairs.min(share));

@@ -128,21 +128,18 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
         Ok(read)
     }
 
-    fn failed(&self, error: tokio_postgres::Error) -> Error {
-        Error::from_driver(Place::Relation, self.doing, error)
-    }
-
     async fn by_key(&self) -> Result<Read<T>, Error> {
         let Self { plan, texts, .. } = self;
+        let failed = |error| Error::from_driver(Place::Relation, self.doing, error);
         let mut read = Read::of(texts.len());
         let rows = self
             .client
             .query_raw(&plan.rows, texts.parameters())
             .await
-            .map_err(|error| self.failed(error))?;
+            .map_err(failed)?;
         let mut rows = pin!(rows);
-        while let Some(row) = rows.try_next().await.map_err(|error| self.failed(error))? {
-            let place: i64 = row.try_get(0).map_err(|error| self.failed(error))?;
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let place: i64 = row.try_get(0).map_err(failed)?;
             if usize::try_from(place) != Ok(read.rows.len() + 1) {
                 return Err(Error::new(
                     Kind::Relation,
@@ -160,9 +157,9 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
                             .map(Option::unwrap_or_default)
                     })
                     .collect::<Result<_, _>>()
-                    .map_err(|error| self.failed(error))?
+                    .map_err(failed)?
             };
-            let draft = plan.draft(&row).map_err(|error| self.failed(error))?;
+            let draft = plan.draft(&row).map_err(failed)?;
             if !read.takes(draft.as_ref(), self.max_bytes) {
                 // Dropping the stream lets the driver throw away what still comes.
                 break;
@@ -175,6 +172,7 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
     /// `None` where rows do not come in the order of the keys.
     async fn run(&self) -> Result<Option<Scanned<T>>, Error> {
         let Self { plan, texts, .. } = self;
+        let failed = |error| Error::from_driver(Place::Relation, self.doing, error);
         let (Some(run), Some(last)) = (&plan.run, texts.len().checked_sub(1)) else {
             return Ok(None);
         };
@@ -190,17 +188,15 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
             .client
             .query_raw(&run.statement, ends)
             .await
-            .map_err(|error| self.failed(error))?;
+            .map_err(failed)?;
         let mut rows = pin!(rows);
-        while let Some(row) = rows.try_next().await.map_err(|error| self.failed(error))? {
-            let place = match places.of(&row).map_err(|error| self.failed(error))? {
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let place = match places.of(&row).map_err(failed)? {
                 RowPlace::Of(place) => place,
                 RowPlace::Other => continue,
                 RowPlace::Behind => return Ok(None),
             };
-            let draft = plan
-                .draft_of_run(&row)
-                .map_err(|error| self.failed(error))?;
+            let draft = plan.draft_of_run(&row).map_err(failed)?;
             self.pass(&mut scanned, place);
             if !scanned.read.takes(draft.as_ref(), self.max_bytes) {
                 return Ok(Some(scanned));
