@@ -47,6 +47,9 @@ COPY --from=build /out/pg2kv /usr/local/bin/pg2kv
 USER 65532:65532
 # Loopback, the default, could be reached by no probe and no Prometheus.
 ENV PG2KV__OPS__LISTEN=0.0.0.0:9464
+# Memory that is free goes back at once instead of after 10 ms: the peak of a large backlog is a fifth
+# lower, and its fastest pace, five times what one token may write, is a tenth slower.
+ENV MIMALLOC_PURGE_DELAY=0
 EXPOSE 9464
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/pg2kv"]

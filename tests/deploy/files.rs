@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::tools::{printed, root, said, tool};
+use crate::support::process::ENVIRONMENT;
 use crate::support::wait::say;
 
 /// The highest exposure that is let pass, out of 100: `systemd-analyze security` says what adds to
@@ -90,6 +91,17 @@ fn systemd_takes_the_unit_and_finds_it_hardened() {
         .output()
         .unwrap();
     assert!(security.status.success(), "{}", said(&security));
+}
+
+#[test]
+fn image_and_unit_set_what_is_measured() {
+    let read = |path| fs::read_to_string(root().join(path)).unwrap();
+    let (image, unit) = (read("Dockerfile"), read("deploy/systemd/pg2kv.service"));
+    for (name, value) in ENVIRONMENT {
+        let has = |text: &str, line: String| text.lines().any(|found| found == line);
+        assert!(has(&image, format!("ENV {name}={value}")), "{name}");
+        assert!(has(&unit, format!("Environment={name}={value}")), "{name}");
+    }
 }
 
 #[test]

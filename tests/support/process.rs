@@ -18,6 +18,9 @@ pub(crate) const LEADS: &str = "this process leads";
 /// What it logs when another one may.
 pub(crate) const STANDS_BY: &str = "another process leads";
 
+/// What the image and the unit of systemd set for the daemon, and so what is tested and measured.
+pub(crate) const ENVIRONMENT: [(&str, &str); 1] = [("MIMALLOC_PURGE_DELAY", "0")];
+
 /// `pg2kv run`, killed when it is dropped.
 pub(crate) struct Process {
     child: Child,
@@ -26,7 +29,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the daemon with this configuration file and nothing from our own environment.
+    /// Starts the daemon with this configuration file, in the environment that the image gives it.
     pub(crate) fn run(config: &Path) -> Self {
         Self::run_with(config, &[])
     }
@@ -34,6 +37,7 @@ impl Process {
     /// The same with these variables.
     pub(crate) fn run_with(config: &Path, variables: &[(&str, &OsStr)]) -> Self {
         let mut child = command()
+            .envs(ENVIRONMENT)
             .envs(variables.iter().copied())
             .args(["run", "--config"])
             .arg(config)
