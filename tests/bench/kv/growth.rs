@@ -12,7 +12,7 @@ use crate::support::wait;
 /// How often KV is asked how far a drain is.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// A backlog of one key: what a beginning takes, whatever there is to do. The first looks at the
-/// outbox, the debounce, one batch.
+/// outbox, and one batch.
 const START: u64 = 1;
 
 /// What a drain took.
