@@ -2,6 +2,7 @@
 //! does, files stay small.
 
 mod links;
+mod sql;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

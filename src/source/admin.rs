@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::ToSql;
 
 use super::Settings;
@@ -153,9 +152,8 @@ impl Admin {
     /// The server's message with its hint.
     pub async fn run(&self, doing: &str, sql: &str) -> Result<(), Error> {
         let group = async {
-            let done = self.link.client().simple_query(sql).await;
-            done.map(|_: Vec<SimpleQueryMessage>| ())
-                .map_err(|error| told(doing, error))
+            let done = self.link.client().run_file(sql).await;
+            done.map_err(|error| told(doing, error))
         };
         self.link.within(doing, KIT_STATEMENTS, group).await
     }

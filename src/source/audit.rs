@@ -29,7 +29,7 @@ const NO_EPOCH: Epoch = Epoch(-1);
 /// One snapshot, so that a key on its way from the outbox into a claim shows in one of them. A row
 /// without a key stands for every key, and so does a marker that names none.
 const PENDING: &str = "\
-    select (case jsonb_typeof(key) when 'object' then key -> 'again' else key end)::text
+    select (case when jsonb_typeof(key) = 'object' then key->'again' else key end)::text
       from pg2kv.outbox where sync = $1
     union all select unnest(keys) from pg2kv.claim where sync = $1
     union all select null from pg2kv.backfill where sync = $1
@@ -55,7 +55,7 @@ const AUDITED: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
     noted as (
       update pg2kv.sync set audited_at = clock_timestamp(),
-        audit_owed = nullif(audit_owed, $3::text)
+        audit_owed = case when audit_owed <> $3::text then audit_owed end
       where name = $2::text and exists (select from fence)
     )
     select exists (select from fence)";

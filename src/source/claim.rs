@@ -34,7 +34,7 @@ const CLAIM: &str = "\
     gone as (
       delete from pg2kv.outbox where exists (select from fence) and ctid = any (array(
         select o.ctid from unnest($2::int8[], $9::int8[]) as r(low, high) cross join lateral (
-          select k.ctid from pg2kv.outbox as k where k.id between r.low and r.high order by k.id offset 0
+          select k.ctid from pg2kv.outbox as k where k.id >= r.low and k.id <= r.high order by k.id offset 0
         ) as o))
     ),
     claimed as (
@@ -50,7 +50,7 @@ const CLAIM: &str = "\
         done = coalesce($8::int8, b.done),
         rows = case when $5 = 'enter' then $8 else b.rows end,
         updated_at = clock_timestamp()
-      where b.sync = $3 and $5 in ('rows', 'keys', 'enter') and exists (select from fence)
+      where b.sync = $3 and $5 = any ('{rows,keys,enter}'::text[]) and exists (select from fence)
     ),
     outdated as (
       -- Each key that has a row or a pair was looked at since; these have neither.
@@ -68,7 +68,7 @@ const CLAIM: &str = "\
           (select b.rows from pg2kv.backfill as b where b.sync = $3), s.keys_estimate)
       where s.name = $3 and $5 = 'done' and exists (select from fence)
         -- A fault of the triggers since it began: what it missed is still owed.
-        and s.backfilled_at is distinct from '-infinity'
+        and (s.backfilled_at = '-infinity') is not true
     )
     select exists (select from fence), (select id from claimed)";
 

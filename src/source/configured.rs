@@ -37,7 +37,7 @@ const ADOPT: &str = "\
     changed as materialized (
       select w.name, s.configured as before, w.now, s.backfilled_at is null as fresh
       from wanted as w join pg2kv.sync as s on s.name = w.name
-      where s.configured is distinct from w.now
+      where (s.configured = w.now) is not true
     ),
     noted as (
       update pg2kv.sync as s set configured = c.now,
@@ -48,7 +48,7 @@ const ADOPT: &str = "\
     made_again as materialized (
       select r.id, r.touched_at from pg2kv.retired as r join wanted as w on w.name = r.sync
       where (r.namespace, r.template, to_jsonb(r.key_values))
-        = (w.now->>'namespace_id', w.now->>'key', w.now->'key_values')
+        = ((w.now->>'namespace_id'), (w.now->>'key'), (w.now->'key_values'))
     ),
     returned as (
       delete from pg2kv.retired as r using made_again as m where r.id = m.id
@@ -56,17 +56,17 @@ const ADOPT: &str = "\
     renewed as (
       update pg2kv.retired as r set after_outbox = null, after_claim = null
       from changed as c
-      where r.sync = c.name and r.id not in (select m.id from made_again as m)
-        and (r.namespace, r.template, to_jsonb(r.key_values)) is distinct from
-          (c.before->>'namespace_id', c.before->>'key', c.before->'key_values')
+      where r.sync = c.name and r.id <> all (select m.id from made_again as m)
+        and ((r.namespace, r.template, to_jsonb(r.key_values))
+          = ((c.before->>'namespace_id'), (c.before->>'key'), (c.before->'key_values'))) is not true
     ),
     retired as (
       insert into pg2kv.retired as r (sync, namespace, template, key_values)
       select c.name, c.before->>'namespace_id', c.before->>'key',
         array(select jsonb_array_elements_text(c.before->'key_values'))
       from changed as c
-      where (c.before->>'namespace_id', c.before->>'key', c.before->'key_values') is distinct from
-          (c.now->>'namespace_id', c.now->>'key', c.now->'key_values')
+      where (((c.before->>'namespace_id'), (c.before->>'key'), (c.before->'key_values'))
+          = ((c.now->>'namespace_id'), (c.now->>'key'), (c.now->'key_values'))) is not true
         and c.before ? 'namespace_id'
       on conflict (sync, namespace, template, key_values) do update set
         retired_at = clock_timestamp(), after_outbox = null, after_claim = null
@@ -75,11 +75,11 @@ const ADOPT: &str = "\
       insert into pg2kv.outbox (sync, key)
       select d.sync, d.key from pg2kv.dead_letter as d join changed as c on c.name = d.sync
       where c.before is not null
-        and c.before->'key_columns' is not distinct from c.now->'key_columns'
+        and (c.before->'key_columns') = (c.now->'key_columns')
     )
     select exists (select from fence),
       exists (select from pg2kv.retired as r 
-        where r.touched_at > clock_timestamp() - interval '2 hours'),
+        where r.touched_at > (clock_timestamp() - interval '2 hours')),
       c.name, c.before::text, c.now::text
     from (select) as one left join changed as c on true";
 

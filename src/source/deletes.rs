@@ -28,7 +28,7 @@ pub(crate) const FACTS: &str = "\
         where s.name = any($1::text[]) and c.reltuples > 0 and c.relkind <> 'p'
         group by s.name
       ) as n
-      where s.name = n.name and n.rows > s.keys_estimate * 1.1
+      where s.name = n.name and n.rows > (s.keys_estimate * 1.1)
       returning s.name, s.keys_estimate
     )
     select s.name, coalesce(g.keys_estimate, s.keys_estimate),
@@ -40,7 +40,7 @@ pub(crate) const NOTE_HELD: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share)
     update pg2kv.sync as s set deletes_held = h.keys
     from unnest($2::text[], $3::int8[]) as h(name, keys)
-    where s.name = h.name and s.deletes_held is distinct from h.keys
+    where s.name = h.name and (s.deletes_held = h.keys or (s.deletes_held is null and h.keys is null)) is not true
       and exists (select from fence)";
 
 /// Names of the syncs whose keys are all rows of their tables.

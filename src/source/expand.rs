@@ -17,6 +17,7 @@ use tokio_postgres::{Row, Statement};
 
 use super::error::{Error, Kind, Place};
 use super::link::Link;
+use super::names::Client;
 use super::rows::expand::prepare;
 use super::{Settings, SyncSource};
 use crate::change::{Epoch, Key, OutboxId, SyncId};
@@ -142,7 +143,7 @@ impl Expander {
 }
 
 async fn one(
-    client: &tokio_postgres::Client,
+    client: &Client,
     epoch: Epoch,
     sync: &SyncSource,
     marker: &Marker,

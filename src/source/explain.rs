@@ -20,7 +20,8 @@ use crate::change::{Key, SyncId};
 /// many keys, this one perhaps among them.
 const STANDING: &str = "\
     select s.name is not null, coalesce(s.backfilled_at = '-infinity', false),
-      extract(epoch from clock_timestamp() - nullif(s.backfilled_at, '-infinity'))::float8,
+      extract(epoch from clock_timestamp()
+        - case when s.backfilled_at <> '-infinity' then s.backfilled_at end)::float8,
       o.own, extract(epoch from clock_timestamp() - o.own_since)::float8,
       o.many, extract(epoch from clock_timestamp() - o.many_since)::float8,
       c.epoch, extract(epoch from clock_timestamp() - c.since)::float8,
@@ -33,9 +34,9 @@ const STANDING: &str = "\
       select count(*) filter (where q.own) as own, min(q.at) filter (where q.own) as own_since,
         count(*) filter (where not q.own) as many, min(q.at) filter (where not q.own) as many_since
       from (
-        select r.at, coalesce(r.key::text in (w.key, w.again), false) as own
+        select r.at, coalesce(r.key::text = any (array[w.key, w.again]), false) as own
         from pg2kv.outbox as r
-        where r.sync = w.sync and (r.key is null or r.key::text in (w.key, w.again)
+        where r.sync = w.sync and (r.key is null or r.key::text = any (array[w.key, w.again])
           or (jsonb_typeof(r.key) = 'object' and not r.key ? 'again'))
       ) as q
     ) as o

@@ -11,11 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::AbortHandle;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, Connection, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Kind, Place};
+use super::names::Client;
 use super::{SERVER_VERSION_MIN, Settings, TlsMode, tls};
 
 /// What the client grants on top of the server's own limits before it gives up, for the way there
@@ -124,7 +125,7 @@ impl Link {
         let down = CancellationToken::new();
         let task = tokio::spawn(pump(connection, bell, down.clone())).abort_handle();
         Ok(Self {
-            client,
+            client: Client::new(client),
             gate: Mutex::new(()),
             down,
             task,
@@ -189,7 +190,7 @@ impl Link {
             .await
     }
 
-    /// The driver's handle. Use it inside the future given to [`Self::call`] only.
+    /// What sends statements. Use it inside the future given to [`Self::call`] only.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
@@ -258,8 +259,8 @@ const VERSION: &str = "select current_setting('server_version_num')::int4";
 /// (`remote_apply`) is kept; weaker ones (`off`, `local`, `remote_write`) become `on`.
 const SYNCHRONOUS: &str = "\
     select pg_catalog.set_config('synchronous_commit',\
-        case pg_catalog.current_setting('synchronous_commit')\
-        when 'remote_apply' then 'remote_apply' else 'on' end, false);";
+        case when pg_catalog.current_setting('synchronous_commit')\
+        operator(pg_catalog.=) 'remote_apply' then 'remote_apply' else 'on' end, false);";
 
 /// The outbox has one index, and its statistics swing between nothing and millions: a plan that
 /// reads the table or sorts would pay for every dead row. So the values of parameters do not matter, and

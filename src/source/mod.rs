@@ -30,6 +30,7 @@ pub mod lease;
 pub mod letters;
 mod link;
 mod marker;
+pub mod names;
 mod outbox;
 mod recover;
 pub mod retired;

@@ -32,7 +32,7 @@ const PROBE: &str = "\
     cross join lateral (
       select id, sync, key::text as key,
         date_part('epoch', clock_timestamp() - at) as age
-      from pg2kv.outbox where id between r.low and r.high order by id limit $3
+      from pg2kv.outbox where id >= r.low and id <= r.high order by id limit $3
     ) as o
     limit $3";
 
@@ -62,7 +62,7 @@ const COMPACT: &str = "\
     gone as (
       delete from pg2kv.outbox where exists (select from fence) and ctid = any (array(
         select o.ctid from unnest($2::int8[], $3::int8[]) as r(low, high) cross join lateral (
-          select k.ctid from pg2kv.outbox as k where k.id between r.low and r.high order by k.id offset 0
+          select k.ctid from pg2kv.outbox as k where k.id >= r.low and k.id <= r.high order by k.id offset 0
         ) as o))
     )
     select exists (select from fence)";

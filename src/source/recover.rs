@@ -34,7 +34,7 @@ const ADOPT: &str = "\
     ),
     stored as (
       update pg2kv.meta set identity = $2::text::jsonb
-      where identity is distinct from $2::text::jsonb and exists (select from fence)
+      where (identity = $2::text::jsonb) is not true and exists (select from fence)
     ),
     begun as (
       insert into pg2kv.backfill as b (sync, reason, phase)

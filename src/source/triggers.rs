@@ -26,11 +26,11 @@ pub(crate) const JUDGED: &str = "\
       when c.oid is null then 'there is no such table'
       when c.oid <> s.relation::oid
         then 'another table is watched under this name (was it swapped by a rename?)'
-      when to_jsonb(s.key_columns) <> w.key::jsonb->'columns'
+      when to_jsonb(s.key_columns) <> (w.key::jsonb->'columns')
         then 'other key columns are watched than configured'
-      when to_jsonb(s.collect) <> w.key::jsonb->'collect'
+      when to_jsonb(s.collect) <> (w.key::jsonb->'collect')
         then 'collect is not as configured: one row or many in a document'
-      when to_jsonb(coalesce(s.shards, 0)) <> w.key::jsonb->'shards'
+      when to_jsonb(coalesce(s.shards, 0)) <> (w.key::jsonb->'shards')
         then 'another number of shards is watched than configured'
       else coalesce((
         select string_agg(format('related table %s: %s', told.name, told.fault), '; ' order by told.name)
@@ -40,7 +40,7 @@ pub(crate) const JUDGED: &str = "\
             when rc.oid is null then 'there is no such table'
             when rc.oid <> r.relation::oid
               then 'another table is watched under this name (was it swapped by a rename?)'
-            when jsonb_object(r.match_from, r.match_to) <> e.spec->'match'
+            when jsonb_object(r.match_from, r.match_to) <> (e.spec->'match')
               then 'other columns are matched than configured'
             when r.columns is not null and not to_jsonb(r.columns) @> (e.spec->'watch')
               then 'fewer columns are watched than configured'

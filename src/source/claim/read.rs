@@ -4,11 +4,11 @@ use std::pin::pin;
 use std::sync::atomic::Ordering;
 
 use futures_util::TryStreamExt as _;
-use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use super::super::SyncSource;
 use super::super::error::{Error, Kind, Place};
+use super::super::names::Client;
 use super::super::rows::{KeyTexts, Places, Plan, RowPlace};
 use super::super::session::Row;
 use super::{Prepared, Reader};

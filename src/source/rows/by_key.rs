@@ -4,15 +4,19 @@ use super::super::error::Error;
 use super::super::{SyncSource, ValueSql};
 use super::members::Members;
 use super::table::Table;
-use super::value::{Beside, attributes_sql, filter_sql, object_sql, quote, value_sql};
+use super::value::{
+    Beside, attributes_sql, expression as own, filter_sql, object_sql, quote, value_sql,
+};
 use crate::change::KV_VALUE_MAX_BYTES;
 
 impl Table {
     /// What the value of the operator is, told when it is prepared.
     pub(super) fn probe(&self, expression: &str) -> String {
         format!(
-            "select (\n{expression}\n) from {} as {}",
-            self.name, self.alias
+            "select {} from {} as {}",
+            own(expression),
+            self.name,
+            self.alias
         )
     }
 
@@ -115,8 +119,10 @@ impl Table {
         if Beside::of(sync) == Beside::Attributes {
             let document = self.with_attributes(sync, binary, which, doing)?;
             let beside = ", pg2kv_document.content_type, pg2kv_document.metadata, \
-                 ceil(extract(epoch from pg2kv_document.expires_at))::int8, \
-                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8";
+                 case when pg2kv_document.expires_at <> 'infinity'::timestamptz then \
+                 ceil(extract(epoch from pg2kv_document.expires_at))::int8 end, \
+                 case when pg2kv_document.expires_at <> 'infinity'::timestamptz then \
+                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8 end";
             return Ok((document, beside.to_owned()));
         }
         let document = self.single(sync, binary, members, which, doing)?;

@@ -9,9 +9,10 @@
 //! dropped, so a document of a gigabyte costs the server a sort on disk, not its memory.
 
 use super::super::error::Error;
+use super::super::names::verbatim;
 use super::super::{Collect, CollectInto, SyncSource, ValueSql};
 use super::table::Table;
-use super::value::{filter_sql, object_sql, quote};
+use super::value::{expression, filter_sql, object_sql, quote};
 use crate::change::KV_VALUE_MAX_BYTES;
 
 impl Table {
@@ -26,12 +27,15 @@ impl Table {
         let (name, alias) = (&self.name, &self.alias);
         let content = match &sync.value {
             ValueSql::Columns(columns) => object_sql(columns, alias, doing)?,
-            ValueSql::Expression(expression) => format!("(\n{expression}\n)"),
+            ValueSql::Expression(sql) => expression(sql),
         };
         let filter = filter_sql(sync.filter.as_deref());
         let place = match &collect.order_by {
             None => "1".to_owned(),
-            Some(order) => format!("rank() over (order by \n{order}\n)"),
+            Some(order) => format!(
+                "rank() over (order by {})",
+                verbatim(&format!("\n{order}\n"))
+            ),
         };
         // The last key of the order is a text of its own for each entry, or makes no difference.
         let (member, entry, last, open, close) = match &collect.into {

@@ -6,6 +6,7 @@ use super::value::Filter;
 use super::walk::WalkedKey;
 use crate::source::error::{Error, Place};
 use crate::source::link::Link;
+use crate::source::names::verbatim;
 use crate::source::{Settings, SyncSource};
 use crate::sql_kit::RelatedSpec;
 use tokio_postgres::Statement;
@@ -25,7 +26,7 @@ const EXPAND: &str = "\
     ),
     found as materialized (
       -- The walk is in order, and numbered as it comes.
-      select w.key::jsonb as key, row_number() over () as place from (<walk>) as w(key)
+      select w.key::jsonb as key, row_number() over () as place from ({walk}) as w(key)
     ),
     written as (
       insert into pg2kv.outbox (sync, key, at)
@@ -67,7 +68,7 @@ pub(crate) async fn prepare(
         None => table.walk(&matching, &WalkedKey::Whole),
         Some(_) => table.walk_groups(&matching),
     };
-    let sql = settings.sql(EXPAND).replace("<walk>", &walk);
+    let sql = settings.sql(EXPAND).replace("{walk}", &walk);
     link.call(doing, 2, Place::Relation, link.client().prepare(&sql))
         .await
 }
@@ -75,15 +76,17 @@ pub(crate) async fn prepare(
 impl Table {
     /// Rows of this table whose columns `of` have the values `$3`.
     fn matches_of(&self, of: &Self) -> String {
+        let narrow = ["smallint", "integer"].map(verbatim);
         let equal: Vec<String> = of
             .columns
             .iter()
             .enumerate()
             .map(|(at, column)| {
-                let value = match column.cast.as_str() {
+                let value = if narrow.contains(&column.cast) {
                     // The related column may be a wider number, whose value no row here has.
-                    "smallint" | "integer" => format!("(($3::text::jsonb)->>{at})::bigint"),
-                    _ => column.typed("$3::text::jsonb", at),
+                    format!("(($3::text::jsonb)->>{at})::bigint")
+                } else {
+                    column.typed("$3::text::jsonb", at)
                 };
                 format!("{}.{} {} {value}", self.alias, column.name, column.equal)
             })

@@ -82,7 +82,7 @@ impl Members {
             "null::text".to_owned()
         } else {
             format!(
-                "case when {} > {WIDE_BYTES} then {object}::text end",
+                "case when ({}) > {WIDE_BYTES} then {object}::text end",
                 sizes.join(" + ")
             )
         };
@@ -277,7 +277,7 @@ mod tests {
         let members = Members::of(&columns, [Type::NUMERIC, Type::INT4].iter(), "t");
         assert_eq!(
             members.of_row("whole"),
-            "true as there, case when coalesce(pg_column_size(t.\"n\"), 0) > 65536 then whole::text end \
+            "true as there, case when (coalesce(pg_column_size(t.\"n\"), 0)) > 65536 then whole::text end \
              as value, to_json(t.\"n\") as m0, t.\"t\" as m1"
         );
         assert_eq!(members.0[1].lead, r#","a\"b":"#);

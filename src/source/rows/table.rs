@@ -4,6 +4,7 @@
 
 use super::super::error::{Error, Kind, Place};
 use super::super::link::Link;
+use super::super::names::verbatim;
 use super::super::{Settings, SyncSource};
 
 /// Bytes of a row where the table's statistics say nothing.
@@ -14,7 +15,7 @@ const RELATION: &str = "\
       case when c.reltuples > 0
         then (pg_table_size(c.oid) / greatest(c.reltuples, 1))::int8 end
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-    where c.oid = to_regclass($1::text)::oid and c.relkind in ('r', 'p', 'm')";
+    where c.oid = to_regclass($1::text)::oid and c.relkind = any ('{r,p,m}'::pg_catalog.\"char\"[])";
 
 /// Key columns with the type to cast to, without its modifier (a cast to varchar(3) would cut), the
 /// type below domains, and the equality and order of the type's default B-tree operator class: with
@@ -180,12 +181,12 @@ pub(super) async fn look_up(
             number.ok_or_else(|| lost(format!("there is no column {}", row.get::<_, &str>(0))))?;
         numbers.push(number);
         let or_catalog = |operator: Option<String>, plain: &str| {
-            operator.unwrap_or_else(|| format!("operator(pg_catalog.{plain})"))
+            verbatim(&operator.unwrap_or_else(|| format!("operator(pg_catalog.{plain})")))
         };
         let below_domains: i64 = row.get(4);
         columns.push(KeyColumn {
-            name: row.get(2),
-            cast: row.get(3),
+            name: verbatim(row.get(2)),
+            cast: verbatim(row.get(3)),
             form: match below_domains {
                 TIMESTAMPTZ_OID => Form::Timestamptz,
                 BYTEA_OID => Form::Bytea,
@@ -230,8 +231,8 @@ pub(super) async fn look_up(
         Some(shards) => Some(shard(settings, link, sync, shards, &alias, doing).await?),
     };
     let table = Table {
-        name: found.get(1),
-        alias,
+        name: verbatim(found.get(1)),
+        alias: verbatim(&alias),
         indexed: indexed.is_some(),
         order: indexed.unwrap_or_else(|| (0..columns.len()).collect()),
         columns,
@@ -264,14 +265,15 @@ async fn shard(
                 .query_opt(&sql, &[&sync.name, &shards, &alias]),
         )
         .await?;
-    row.and_then(|row| row.get(0)).ok_or_else(|| {
-        Error::new(
-            Kind::Relation,
-            doing,
-            "the table is not watched with shards",
-        )
-        .with_hint("run `pg2kv install`")
-    })
+    row.and_then(|row| row.get::<_, Option<&str>>(0).map(verbatim))
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Relation,
+                doing,
+                "the table is not watched with shards",
+            )
+            .with_hint("run `pg2kv install`")
+        })
 }
 
 impl Table {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio_postgres::Row;
 
 use super::super::error::{Error, Kind};
+use super::super::names::verbatim;
 use super::super::{ExpirySql, SyncSource, ValueSql};
 use super::Plan;
 use crate::change::{Draft, DraftValue, Expiry, Value};
@@ -43,7 +44,7 @@ impl Filter {
 
 /// The condition of the sync's own, as it follows others.
 pub(super) fn filter_sql(filter: Option<&str>) -> String {
-    filter.map_or_else(String::new, |filter| format!("and (\n{filter}\n)"))
+    filter.map_or_else(String::new, |filter| format!("and {}", expression(filter)))
 }
 
 /// The document, as text or as bytes.
@@ -58,8 +59,8 @@ pub(super) fn value_sql(
     doing: &str,
 ) -> Result<String, Error> {
     match value {
-        ValueSql::Expression(expression) if binary => Ok(format!("(\n{expression}\n)::bytea")),
-        ValueSql::Expression(expression) => Ok(format!("(\n{expression}\n)::text")),
+        ValueSql::Expression(sql) if binary => Ok(format!("{}::bytea", expression(sql))),
+        ValueSql::Expression(sql) => Ok(format!("{}::text", expression(sql))),
         ValueSql::Columns(columns) => Ok(format!("{}::text", object_sql(columns, alias, doing)?)),
     }
 }
@@ -125,10 +126,10 @@ impl Beside {
 
 /// What a pair has beside its value: `content_type`, `metadata` and `expires_at`.
 pub(super) fn attributes_sql(sync: &SyncSource) -> String {
-    let text = |expression: Option<&String>| {
-        expression.map_or_else(
+    let text = |sql: Option<&String>| {
+        sql.map_or_else(
             || "null::text".to_owned(),
-            |expression| format!("(\n{expression}\n)::text"),
+            |sql| format!("{}::text", expression(sql)),
         )
     };
     format!(
@@ -142,9 +143,7 @@ pub(super) fn attributes_sql(sync: &SyncSource) -> String {
 /// The moment when the pair ends; NULL and infinity are never.
 fn expires_at(sync: &SyncSource) -> Option<String> {
     match &sync.attributes.expiry {
-        Some(ExpirySql::At(expression)) => Some(format!(
-            "nullif((\n{expression}\n)::timestamptz, 'infinity'::timestamptz)"
-        )),
+        Some(ExpirySql::At(sql)) => Some(format!("{}::timestamptz", expression(sql))),
         Some(ExpirySql::After(_)) | None => None,
     }
 }
@@ -216,6 +215,11 @@ impl Plan {
         }
         Ok(Some(draft))
     }
+}
+
+/// An expression of the operator's.
+pub(super) fn expression(sql: &str) -> String {
+    verbatim(&format!("(\n{sql}\n)"))
 }
 
 /// An identifier in SQL.
