@@ -4,4 +4,4 @@
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
 
 mod listings;
-
+mod slow_requests;
