@@ -57,6 +57,7 @@ pub mod ledger;
 pub mod queue;
 pub mod relay;
 
+mod secret_file;
 pub mod sink;
 pub mod source;
 
@@ -64,6 +65,7 @@ pub mod audit;
 
 pub mod config;
 pub mod daemon;
+mod http_server;
 pub mod metrics;
 pub mod ops;
 

@@ -1,6 +1,7 @@
 //! The one integration test binary.
 #![cfg(test)]
 
+mod attacks;
 mod audit;
 mod chaos;
 mod cli;

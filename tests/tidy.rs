@@ -99,13 +99,15 @@ fn imports_run_one_way() {
         ("document", vec!["change"]),
         ("queue", vec!["change"]),
         ("relay", vec!["change", "ledger", "queue"]),
-        ("source", vec!["change", "ledger", "sql_kit"]),
-        ("sink", vec!["change"]),
+        ("source", vec!["change", "ledger", "secret_file", "sql_kit"]),
+        ("secret_file", vec![]),
+        ("sink", vec!["change", "secret_file"]),
         ("audit", vec!["change", "document", "sink", "source"]),
         ("sql_kit", vec![]),
         ("metrics", vec![]),
         ("throwaway", vec![]),
-        ("emulator", vec!["change"]),
+        ("http_server", vec![]),
+        ("emulator", vec!["change", "http_server"]),
         (
             "daemon",
             vec![
@@ -116,10 +118,21 @@ fn imports_run_one_way() {
         (
             "config",
             vec![
-                "change", "document", "queue", "relay", "source", "sink", "daemon", "sql_kit",
+                "change",
+                "document",
+                "queue",
+                "relay",
+                "secret_file",
+                "source",
+                "sink",
+                "daemon",
+                "sql_kit",
             ],
         ),
-        ("ops", vec!["daemon", "relay", "ledger", "metrics"]),
+        (
+            "ops",
+            vec!["daemon", "http_server", "relay", "ledger", "metrics"],
+        ),
     ]);
     let mut wrong = Vec::new();
     let mut met = BTreeSet::new();

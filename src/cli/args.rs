@@ -50,7 +50,8 @@ pub(super) enum Command {
     /// upgrade` prints. Harmless to repeat. The tables are locked for milliseconds each; where a lock is
     /// not to be had within 2 s, nothing is changed.
     #[command(
-        after_help = "Example:\n  pg2kv install --database-url postgres://postgres@localhost/app"
+        after_help = "Examples:\n  pg2kv install --database-url postgres://postgres@localhost/app\n  \
+                      pg2kv install --database-url-file ./admin-url"
     )]
     Install(InstallArgs),
 
@@ -224,11 +225,32 @@ pub(super) struct UpgradeArgs {
     pub(super) from: Option<i32>,
 }
 
-#[derive(Clone, Debug, Args)]
-pub(super) struct InstallArgs {
+/// Who connects, where it is not the configured user.
+#[derive(Clone, Args)]
+pub(super) struct AdministratorArgs {
     /// Connect as an administrator instead of postgres.url; its user is then granted what the daemon may do
+    ///
+    /// Leave the password out, for every user of the machine can read arguments: it is taken from
+    /// PGPASSWORD, or from the password file (PGPASSFILE, or ~/.pgpass) as psql does.
     #[arg(long, value_name = "URL")]
     pub(super) database_url: Option<String>,
+
+    /// The same, with the connection string in a file
+    #[arg(long, value_name = "FILE", conflicts_with = "database_url")]
+    pub(super) database_url_file: Option<PathBuf>,
+}
+
+/// Without the connection string, which may hold a password.
+impl std::fmt::Debug for AdministratorArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdministratorArgs").finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct InstallArgs {
+    #[command(flatten)]
+    pub(super) administrator: AdministratorArgs,
 
     /// Print the SQL and change nothing
     #[arg(long)]

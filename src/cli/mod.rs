@@ -1,5 +1,6 @@
 //! The command line: one file per family of verbs. It prints and exits; it has no logic of its own.
 
+mod administrator;
 mod args;
 mod check;
 mod config;

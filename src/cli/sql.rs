@@ -3,14 +3,13 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
+use super::administrator::administrator;
 use super::args::{InstallArgs, SqlArgs, SqlPart};
 use super::output::{Failure, GOOD};
 use super::upgrade;
-use crate::config::{self, DatabaseConfig, SqlConfig};
+use crate::config::{self, SqlConfig};
 use crate::source::admin::Admin;
-use crate::source::{Settings, parse_url};
 use crate::sql_kit;
 
 pub(super) async fn print(files: &[PathBuf], args: &SqlArgs) -> Result<ExitCode, Failure> {
@@ -74,8 +73,8 @@ pub(super) async fn install(files: &[PathBuf], args: &InstallArgs) -> Result<Exi
     let config = config::load_sql(files, std::env::vars_os())?;
     let database = config::load_database(files, std::env::vars_os());
     // Somebody else installs: the configured user is the daemon's.
-    let login = match (&args.database_url, &database) {
-        (Some(_), Ok(database)) => database.postgres.connection.get_user().map(str::to_owned),
+    let login = match (args.administrator.is_given(), &database) {
+        (true, Ok(database)) => database.postgres.connection.get_user().map(str::to_owned),
         _ => None,
     };
     if args.dry_run {
@@ -86,9 +85,9 @@ pub(super) async fn install(files: &[PathBuf], args: &InstallArgs) -> Result<Exi
         )?;
         return Ok(ExitCode::SUCCESS);
     }
-    let settings = match &args.database_url {
+    let settings = match administrator(&args.administrator, database.as_ref().ok(), &config)? {
+        Some(settings) => settings,
         None => database?.source_settings(),
-        Some(url) => administrator(url, database.as_ref().ok(), &config)?,
     };
     let admin = Admin::connect(&settings).await?;
     let mut out = anstream::stdout();
@@ -117,34 +116,4 @@ pub(super) async fn install(files: &[PathBuf], args: &InstallArgs) -> Result<Exi
         writeln!(out, "Then run this once more.")?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// How to connect as somebody else than the daemon: TLS and limits as configured, where they are.
-fn administrator(
-    url: &str,
-    database: Option<&DatabaseConfig>,
-    config: &SqlConfig,
-) -> Result<Settings, Failure> {
-    let postgres = database.map(|database| &database.postgres);
-    let roots = postgres.and_then(|postgres| postgres.root_certificate.as_deref());
-    let allow_plaintext = postgres.is_some_and(|postgres| postgres.allow_plaintext);
-    let (connection, tls) = parse_url(url, roots, allow_plaintext)
-        .map_err(|error| Failure::usage(format!("--database-url cannot be used: {error}")))?;
-    Ok(match database {
-        Some(database) => Settings {
-            config: connection,
-            tls,
-            ..database.source_settings()
-        },
-        None => Settings {
-            config: connection,
-            tls,
-            schema: config.schema.as_str().to_owned(),
-            doorbell: true,
-            connect_timeout: Duration::from_secs(10),
-            statement_timeout: Duration::from_secs(30),
-            lease_ttl: Duration::from_secs(10),
-            poll_interval: Duration::from_secs(5),
-        },
-    })
 }

@@ -232,7 +232,7 @@ pub struct Shutdown {
 pub struct Ops {
     /// Address of the HTTP server.
     pub listen: SocketAddr,
-    /// Names under which its pages may be opened, besides addresses and `localhost`.
+    /// Names under which it answers, besides addresses and `localhost`.
     pub hosts: Vec<String>,
 }
 

@@ -10,6 +10,7 @@ use super::effective::Shown;
 use super::problem::{Complaint, Scope};
 use super::section::Section;
 use super::shape::Form;
+use crate::secret_file;
 
 /// Largest secret file in bytes: a wrong path must not fill the memory.
 const SECRET_FILE_MAX_BYTES: u64 = 65_536;
@@ -78,7 +79,10 @@ impl Section<'_, '_> {
         let (key, text) = match found {
             FoundSecret::Inline(text) => (key, text),
             FoundSecret::File(path) => match read_secret(&path) {
-                Ok(text) => (file_key, text),
+                Ok(text) => {
+                    self.warn_exposed(file_key, &path);
+                    (file_key, text)
+                }
                 Err(error) => {
                     self.unreadable(file_key, &path, &error, scope);
                     return None;
@@ -97,12 +101,22 @@ impl Section<'_, '_> {
         self.scoped_problem(key, complaint, scope);
         None
     }
+
+    /// Warns of a secret that others on this machine may read or replace.
+    pub(super) fn warn_exposed(&mut self, file_key: &str, path: &Path) {
+        if let Some(what) = secret_file::exposure(path) {
+            self.warn(file_key, &format!("names {}, which {what}", path.display()));
+        }
+    }
 }
 
 fn read_secret(path: &Path) -> std::io::Result<SecretString> {
     let mut text = String::new();
-    std::fs::File::open(path)?
-        .take(SECRET_FILE_MAX_BYTES)
+    let read = secret_file::open(path)?
+        .take(SECRET_FILE_MAX_BYTES + 1)
         .read_to_string(&mut text)?;
+    if read as u64 > SECRET_FILE_MAX_BYTES {
+        return Err(std::io::Error::other("it is larger than any secret"));
+    }
     Ok(SecretString::from(text))
 }

@@ -125,6 +125,15 @@ impl<'r, 's> Section<'r, 's> {
         });
     }
 
+    /// Shows that the key is set, and not its value.
+    pub(super) fn hide(&mut self, key: &'static str) {
+        for entry in &mut self.reader.entries {
+            if entry.section == self.path && entry.key == key && entry.shown != Shown::Unset {
+                entry.shown = Shown::Secret;
+            }
+        }
+    }
+
     pub(super) fn enter_default(&mut self, key: &'static str, shown: Option<Shown>) {
         self.enter(key, shown.unwrap_or(Shown::Unset), Origin::Default);
     }
@@ -442,7 +451,7 @@ impl<'r, 's> Section<'r, 's> {
     /// A file that can be opened by this user, where set.
     pub(super) fn file(&mut self, key: &'static str, scope: Scope) -> Option<PathBuf> {
         let path = PathBuf::from(self.text(key, None)?);
-        match std::fs::File::open(&path) {
+        match crate::secret_file::open(&path) {
             Ok(_) => Some(path),
             Err(error) => {
                 self.unreadable(key, &path, &error, scope);

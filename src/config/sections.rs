@@ -16,7 +16,7 @@ use super::{
     Audit, Backfill, Brake, Kv, Lease, Log, LogFormat, Ops, Postgres, Queue, Retry, Shutdown,
 };
 use crate::change::{KV_BULK_MAX_BYTES, KV_BULK_MAX_PAIRS};
-use crate::sink::setup::{CLOUDFLARE_API_BASE_URL, NamespaceId, base_url};
+use crate::sink::setup::{CLOUDFLARE_API_BASE_URL, NamespaceId, SetupError, base_url};
 use crate::sink::token::TokenSource;
 use crate::source::parse_url;
 use crate::sql_kit::Schema;
@@ -140,7 +140,12 @@ pub(super) fn kv(reader: &mut Reader<'_>) -> (Option<Kv>, Option<NamespaceId>) {
             FoundSecret::File(path) => ("api_token_file", TokenSource::File(path)),
         };
         match source.read() {
-            Ok(_) => Some(source),
+            Ok(_) => {
+                if let TokenSource::File(path) = &source {
+                    section.warn_exposed(key, path);
+                }
+                Some(source)
+            }
             Err(error) => {
                 let cause = std::error::Error::source(&error)
                     .map(|cause| format!(" ({cause})"))
@@ -168,9 +173,19 @@ pub(super) fn kv(reader: &mut Reader<'_>) -> (Option<Kv>, Option<NamespaceId>) {
             }
         },
     );
+    if api_base_url.is_none() {
+        // What is refused may hold a password or a token.
+        section.hide("api_base_url");
+    }
     let request_timeout = section.duration("request_timeout", "30s", 10 * MS..=HOUR);
     let connect_timeout = section.duration("connect_timeout", "10s", 10 * MS..=HOUR);
     let proxy = section.proxy("proxy");
+    if let (Some(base), Some(Some(_))) = (&api_base_url, &proxy)
+        && base.starts_with("http://")
+    {
+        let (what, help) = sentence(&SetupError::PlaintextThroughProxy.to_string());
+        section.problem("proxy", Complaint::new(format!("is set, but {what}"), help));
+    }
     let root_certificate = section.file("root_certificate", Scope::All);
     let requests = section.number("requests_per_5min", 1_200_u32, 0..=1_000_000);
     let reserve_requests = section.number("reserve_requests", 60_u32, 0..=1_000_000);

@@ -1,57 +1,14 @@
-//! Connections that a fault can reset and that end when the emulator stops.
-//!
-//! Owns the listener. Knows nothing of HTTP.
+//! Connections that a fault can reset and that end when the emulator stops. Knows nothing of HTTP.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-
-/// Pause after an accept that failed, for instance because no file descriptor is left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Accepts connections until the emulator stops.
-pub(super) struct Listener {
-    pub(super) tcp: TcpListener,
-    pub(super) stop: CancellationToken,
-}
-
-impl axum::serve::Listener for Listener {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        loop {
-            if let Ok((tcp, peer)) = self.tcp.accept().await {
-                // A refusal costs some latency only.
-                let _ = tcp.set_nodelay(true);
-                let stopped = Box::pin(self.stop.clone().cancelled_owned());
-                return (
-                    Connection {
-                        tcp,
-                        cut: Cut::default(),
-                        stopped,
-                    },
-                    peer,
-                );
-            }
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
-}
 
 /// Cuts a connection: nothing more is written to it, and the peer sees a reset.
 #[derive(Clone, Debug, Default)]
@@ -67,12 +24,6 @@ impl Cut {
     }
 }
 
-impl Connected<IncomingStream<'_, Listener>> for Cut {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        stream.io().cut.clone()
-    }
-}
-
 /// A connection of a client.
 pub(super) struct Connection {
     tcp: TcpStream,
@@ -81,6 +32,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// The connection over a socket, and what cuts it. It ends with `stop`.
+    pub(super) fn new(tcp: TcpStream, stop: &CancellationToken) -> (Self, Cut) {
+        let cut = Cut::default();
+        let connection = Self {
+            tcp,
+            cut: cut.clone(),
+            stopped: Box::pin(stop.clone().cancelled_owned()),
+        };
+        (connection, cut)
+    }
+
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.cut.is_cut() || self.stopped.as_mut().poll(cx).is_ready() {
             return Err(io::ErrorKind::ConnectionReset.into());

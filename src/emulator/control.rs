@@ -1,12 +1,13 @@
 //! `/__emulator`: what tests and demos ask of the emulator itself.
 //!
-//! Owns its paths and their JSON, which the module documentation describes. It asks for no
-//! credentials: whoever reaches the emulator may do anything with it.
+//! Owns its paths and their JSON, which the module documentation describes, and who may ask: whoever has
+//! the emulator's token, and no page in a browser.
 
 use std::collections::BTreeMap;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, put};
 use axum::{Json, Router};
@@ -21,12 +22,13 @@ use super::faults::{Fault, Waiting};
 use super::pair::Pair;
 use super::record::{Applied, Page, RequestRecord};
 use super::store::{Statistics, Store};
+use crate::http_server::hosts::{Hosts, same_origin};
 
 /// Entries in one page of a history where the request does not say.
 const PAGE_ENTRIES: usize = 10_000;
 
 /// The routes of the control interface.
-pub(super) fn router() -> Router<Store> {
+pub(super) fn router(store: Store) -> Router<Store> {
     Router::new()
         .route(
             "/__emulator/faults",
@@ -38,6 +40,21 @@ pub(super) fn router() -> Router<Store> {
         .route("/__emulator/dump/{namespace}", get(dump))
         .route("/__emulator/stats", get(statistics))
         .route("/__emulator/token", put(set_token))
+        .route_layer(middleware::from_fn_with_state(store, check))
+}
+
+/// Refuses pages of other servers, names that they can make point here, and whoever has not the token.
+async fn check(State(store): State<Store>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    if !Hosts::new(&[]).allow(headers) || !same_origin(headers) {
+        let what = "ask by address or as localhost, and not from a page of another server\n";
+        return (StatusCode::FORBIDDEN, what).into_response();
+    }
+    if !store.takes_token(headers) {
+        let what = "send the emulator's token: `Authorization: Bearer ...`\n";
+        return (StatusCode::UNAUTHORIZED, what).into_response();
+    }
+    next.run(request).await
 }
 
 #[derive(Deserialize)]

@@ -17,8 +17,9 @@
 //! give way): about 150 bytes and the key for a write, 80 bytes for a request. 0 keeps none.
 //!
 //! # Control over HTTP
-//! The same as [`Store`] offers in the process, for tests that run the binary. It asks for no
-//! token, so the emulator belongs on a loopback address.
+//! The same as [`Store`] offers in the process, for tests that run the binary. It asks for the
+//! emulator's token like the API does, where one is set. `Host` must be an address or `localhost`, and
+//! `Origin`, where there is one, this server's: no page in a browser can use it.
 //!
 //! | request | meaning |
 //! |---|---|
@@ -77,7 +78,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use clock::Clock;
-use connection::{Cut, Listener};
+use connection::Connection;
 use data::Data;
 use desk::Desk;
 use journal::Directory;
@@ -85,6 +86,13 @@ use limits::Limits;
 use record::WriteLog;
 use store::Store;
 
+use crate::http_server;
+
+/// More than any client of the API needs, and below the usual limit of 1,024 descriptors.
+const CONNECTIONS: http_server::Limits = http_server::Limits {
+    connections_max: 256,
+    header_timeout: Duration::from_secs(60),
+};
 /// Time that open connections get to end once the emulator stops; they end at once in practice.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -139,7 +147,7 @@ impl Default for Options {
 pub struct Emulator {
     address: SocketAddr,
     desk: Arc<Desk>,
-    server: JoinHandle<io::Result<()>>,
+    server: JoinHandle<()>,
 }
 
 impl Emulator {
@@ -177,22 +185,17 @@ impl Emulator {
             io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}"))
         })?;
         let address = tcp.local_addr()?;
-        let app = control::router()
-            .fallback(desk::handle)
-            .with_state(Store {
-                desk: Arc::clone(&desk),
-            })
-            .layer(DefaultBodyLimit::disable())
-            .into_make_service_with_connect_info::<Cut>();
-        let listener = Listener {
-            tcp,
-            stop: desk.stop.clone(),
+        let store = Store {
+            desk: Arc::clone(&desk),
         };
-        let stopped = desk.stop.clone().cancelled_owned();
+        let app = control::router(store.clone())
+            .fallback(desk::handle)
+            .with_state(store)
+            .layer(DefaultBodyLimit::disable());
+        let stop = desk.stop.clone();
         let server = tokio::spawn(async move {
-            axum::serve(listener, app)
-                .with_graceful_shutdown(stopped)
-                .await
+            let open = |tcp| Connection::new(tcp, &stop);
+            http_server::serve(tcp, app, CONNECTIONS, stop.clone(), open).await;
         });
         Ok(Self {
             address,

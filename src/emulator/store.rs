@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use axum::http::HeaderMap;
 use serde::Serialize;
 
 use super::api::is_namespace_id;
@@ -97,6 +98,11 @@ impl Store {
     /// The scripted faults.
     pub fn faults(&self) -> &Faults {
         &self.desk.faults
+    }
+
+    /// Whether the request brings the token, where one is set.
+    pub(super) fn takes_token(&self, headers: &HeaderMap) -> bool {
+        matches!(self.desk.check_token(headers), Ok(true))
     }
 
     /// Takes another token from now on; `None` takes any request.

@@ -3,7 +3,6 @@
 //! Read-only, GET only, without secrets, keys or values. Probes depend on nothing outside but what
 //! their names say: `/livez` never on Postgres or KV, or an outage there would restart every pod.
 
-mod hosts;
 mod page;
 mod status;
 pub mod systemd;
@@ -13,9 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics::gauge;
@@ -24,13 +23,20 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::hosts::Hosts;
 use crate::daemon::{Report, Watcher};
+use crate::http_server::hosts::Hosts;
+use crate::http_server::{self, Limits};
 use crate::metrics as names;
 use crate::relay::Phase;
 
 /// A loop that did not go round for this long is stuck. It goes round each second at least.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
+/// Probes, scrapes and as many pages as may follow live; far below the usual limit of 1,024 descriptors,
+/// of which the connections to Postgres and Workers KV need some.
+const LIMITS: Limits = Limits {
+    connections_max: 128,
+    header_timeout: Duration::from_secs(10),
+};
 /// How often histograms are folded up.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -51,7 +57,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds `listen`. Pages are shown under addresses, `localhost` and the names in `hosts` only.
+    /// Binds `listen`. All but `/livez` and `/startupz` is shown under addresses, `localhost` and the names in
+    /// `hosts` only.
     ///
     /// # Errors
     /// When the address cannot be bound.
@@ -93,13 +100,12 @@ impl Server {
                 handle.run_upkeep();
             }
         };
-        let stopped = shutdown.clone();
-        let server = axum::serve(self.listener, router(self.ops, self.hosts))
-            .with_graceful_shutdown(async move { stopped.cancelled().await });
+        let app = router(self.ops, self.hosts);
+        let server = http_server::serve(self.listener, app, LIMITS, shutdown.clone(), |tcp| {
+            (tcp, ())
+        });
         tokio::select! {
-            result = server => if let Err(error) = result {
-                tracing::error!(%error, "the HTTP server for operators stopped");
-            },
+            () = server => {}
             () = upkeep => {}
             // A client that keeps its connection open must not hold up the exit.
             () = async { shutdown.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => {}
@@ -111,16 +117,28 @@ fn router(ops: Ops, hosts: Hosts) -> Router {
     let pages = Router::new()
         .merge(page::router())
         .route("/api/status", get(status_json))
-        .route_layer(middleware::from_fn_with_state(hosts, hosts::check));
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route_layer(middleware::from_fn_with_state(hosts, check_host));
+    // These say nothing of what the daemon does, so whoever asks may know.
     Router::new()
         .merge(pages)
         .route("/livez", get(livez))
         .route("/healthz", get(livez))
-        .route("/readyz", get(readyz))
         .route("/startupz", get(startupz))
-        .route("/metrics", get(metrics))
         .fallback(async || text(StatusCode::NOT_FOUND, "there is no such page\n"))
         .with_state(ops)
+}
+
+/// Refuses names that somebody else can make point here. kubelet and Prometheus ask by address.
+async fn check_host(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    if hosts.allow(request.headers()) {
+        return next.run(request).await;
+    }
+    text(
+        StatusCode::MISDIRECTED_REQUEST,
+        "this host name is not known here; ask by address, or add the name to ops.hosts\n",
+    )
 }
 
 async fn livez(State(ops): State<Ops>) -> Response {

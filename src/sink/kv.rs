@@ -18,6 +18,7 @@ use reqwest::header::{
 };
 use secrecy::ExposeSecret;
 
+use super::listing::Position;
 use super::reply::{self, Body, ListPage, Listed, Reply};
 use super::setup::{NamespaceId, Settings, SetupError, base_url, http_client, namespaces_url};
 use super::token::{TokenError, TokenSource};
@@ -114,28 +115,30 @@ impl KvClient {
         }
     }
 
-    /// A page of up to 1,000 pairs whose names begin with `prefix`, after `cursor`.
+    /// A page of up to 1,000 pairs whose names begin with `prefix`: the first one, or that at `position`,
+    /// which is [`ListPage::next`] of the page before. Every listing ends, if need be with an error.
     ///
     /// # Errors
-    /// The [`Answer`] that came instead of a page.
+    /// The [`Answer`] that came instead of a page, or instead of one that takes the listing further.
     pub async fn list(
         &self,
         namespace: &NamespaceId,
         prefix: &str,
-        cursor: Option<&str>,
+        position: Option<&str>,
     ) -> Result<ListPage, Answer> {
+        let position = position.map(Position::parse);
         let mut path = format!(
             "keys?limit={LIST_MAX_PAIRS}&prefix={}",
             percent_encoded(prefix)
         );
-        if let Some(cursor) = cursor {
+        if let Some(position) = &position {
             path.push_str("&cursor=");
-            path.push_str(&percent_encoded(cursor));
+            path.push_str(&percent_encoded(position.cursor()));
         }
         let received = self
             .request(Method::GET, namespace, &path, None, REPLY_MAX_BYTES)
             .await?;
-        reply::decode_list(&received.reply(), cursor)
+        reply::decode_list(&received.reply(), position.as_ref())
     }
 
     /// What a listing says of one pair, or `None` where it has none of this name.

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::header;
+use super::listing::Position;
 use crate::change::{AmbiguousReason, Answer, Batch, ContentHash, KvName, Outcome};
 
 /// What came back for a request, as far as it matters.
@@ -135,7 +136,7 @@ pub fn decode_value(reply: &Reply<'_>) -> Result<bool, Answer> {
 pub struct ListPage {
     /// Up to 1,000 pairs in the order of their names.
     pub pairs: Vec<Listed>,
-    /// Where the next page begins; `None` after the last one.
+    /// The position of the next page, as text; `None` after the last one.
     pub next: Option<String>,
 }
 
@@ -148,11 +149,11 @@ pub struct Listed {
     pub hash: Option<ContentHash>,
 }
 
-/// The page that the reply to a listing holds. `cursor` is the one that was sent.
+/// The page that the reply to a listing holds. It was asked for at `position`.
 ///
 /// # Errors
-/// The [`Answer`] of a reply that holds no page.
-pub fn decode_list(reply: &Reply<'_>, cursor: Option<&str>) -> Result<ListPage, Answer> {
+/// The [`Answer`] of a reply that holds no page, or one that does not take the listing further.
+pub fn decode_list(reply: &Reply<'_>, position: Option<&Position>) -> Result<ListPage, Answer> {
     let checked = decode_read(reply);
     let Body::Whole(body) = reply.body else {
         return Err(checked);
@@ -166,21 +167,19 @@ pub fn decode_list(reply: &Reply<'_>, cursor: Option<&str>) -> Result<ListPage, 
         .result
         .into_iter()
         .map(Entry::listed)
-        .collect::<Option<Vec<_>>>();
-    let next = page
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(undocumented)?;
+    let cursor = page
         .result_info
         .and_then(|info| info.cursor)
-        .filter(|next| !next.is_empty());
-    if next.is_some() && next.as_deref() == cursor {
-        return Err(bad_reply(
-            reply,
-            "the listing does not advance: its cursor repeats",
-        ));
-    }
-    Ok(ListPage {
-        pairs: pairs.ok_or_else(undocumented)?,
-        next,
-    })
+        .filter(|cursor| !cursor.is_empty());
+    let next = Position::advance(
+        position,
+        pairs.iter().map(|pair| pair.name.as_str()),
+        cursor,
+    )
+    .map_err(|what| bad_reply(reply, what))?;
+    Ok(ListPage { pairs, next })
 }
 
 #[derive(Deserialize)]

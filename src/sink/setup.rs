@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use reqwest::{Proxy, Url};
 
 use super::token::{TokenError, TokenSource};
+use crate::secret_file;
 
 /// Where the Workers KV REST API stands.
 pub const CLOUDFLARE_API_BASE_URL: &str = "https://api.cloudflare.com/client/v4";
@@ -22,6 +24,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// A live HTTP/2 connection that does not answer a ping in this time is dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Largest file of root certificates in bytes; the system's own has about 250,000.
+const ROOTS_MAX_BYTES: u64 = 16 << 20;
 const USER_AGENT: &str = concat!("pg2kv/", env!("CARGO_PKG_VERSION"));
 
 /// How to reach the API. `Debug` shows neither the token nor the proxy, whose URL may hold a
@@ -89,6 +93,12 @@ pub enum SetupError {
     /// The proxy is no URL.
     #[error("the proxy is not a URL to use; it must look like http://host:port")]
     Proxy,
+    /// The token would travel in the clear to the proxy.
+    #[error(
+        "api_base_url is http://, and through the proxy it would show the API token; remove the proxy, \
+         which a loopback address does not need, or use https://"
+    )]
+    PlaintextThroughProxy,
     /// The file of certificate authorities cannot be read.
     #[error("cannot read the root certificates in {path}")]
     RootCertificate {
@@ -192,6 +202,9 @@ pub(super) fn http_client(settings: &Settings, https: bool) -> Result<reqwest::C
         .http2_keep_alive_interval(PING_INTERVAL)
         .http2_keep_alive_timeout(PING_TIMEOUT);
     if let Some(proxy) = &settings.proxy {
+        if !https {
+            return Err(SetupError::PlaintextThroughProxy);
+        }
         builder = builder.proxy(http_proxy(proxy).ok_or(SetupError::Proxy)?);
     }
     if let Some(path) = &settings.root_certificate {
@@ -212,7 +225,10 @@ fn root_certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, SetupErro
         path: path.display().to_string(),
         source,
     };
-    let pem = std::fs::read(path).map_err(|error| failed(error.into()))?;
+    let mut pem = Vec::new();
+    secret_file::open(path)
+        .and_then(|file| file.take(ROOTS_MAX_BYTES).read_to_end(&mut pem))
+        .map_err(|error| failed(error.into()))?;
     let certificates =
         reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(error.into()))?;
     if certificates.is_empty() {

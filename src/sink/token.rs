@@ -3,11 +3,12 @@
 //! Owns the reading and checking of the secret. Knows nothing of HTTP. The secret has no `Debug`,
 //! and no error repeats a part of it.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
+
+use crate::secret_file;
 
 /// Longest token, in bytes, white space around it included. Cloudflare's have 40 to about 60.
 pub const TOKEN_MAX_BYTES: u64 = 4_096;
@@ -95,7 +96,7 @@ fn read_file(path: &Path) -> Result<SecretString, TokenError> {
         source,
     };
     let mut text = String::new();
-    let mut file = File::open(path)
+    let mut file = secret_file::open(path)
         .map_err(unreadable)?
         .take(TOKEN_MAX_BYTES + 1);
     let read = file

@@ -14,6 +14,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use rustls_platform_verifier::BuilderVerifierExt as _;
 
 use super::error::{Error, Kind};
+use crate::secret_file;
 
 /// A client configuration that trusts `roots`, or the platform's roots where there are none.
 ///
@@ -51,8 +52,8 @@ pub(crate) fn client_config(
 fn load(path: &Path) -> Result<RootCertStore, Error> {
     let trouble = |what: String| refused(&format!("root certificate {}: {what}", path.display()));
     let mut roots = RootCertStore::empty();
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(|error| trouble(error.to_string()))?;
+    let file = secret_file::open(path).map_err(|error| trouble(error.to_string()))?;
+    let certificates = CertificateDer::pem_reader_iter(file);
     for certificate in certificates {
         let certificate = certificate.map_err(|error| trouble(error.to_string()))?;
         roots

@@ -27,14 +27,27 @@ pub enum TlsMode {
 /// Why a connection string cannot be used. Never quotes the string: it may hold a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// An option that neither the driver nor this module knows.
+    /// Another scheme than PostgreSQL's, such as one of SQLAlchemy or JDBC.
     #[error(
-        "unknown option {option:?} in the connection string{}",
-        nearest(option)
+        "the connection string begins with {scheme:?}; write it as \
+         postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full"
+    )]
+    Scheme {
+        /// The scheme with its `://`.
+        scheme: String,
+    },
+    /// An option that neither the driver nor this module knows. Its name is not repeated: where a password
+    /// is not encoded, a part of it looks like one.
+    #[error(
+        "the connection string has an option that pg2kv does not know{}",
+        suggestion.map_or_else(
+            || "; remove it, and write `?`, `&`, `@` and spaces in a password percent-encoded".to_owned(),
+            |known| format!("; did you mean {known:?}?")
+        )
     )]
     UnknownOption {
-        /// The option.
-        option: String,
+        /// The nearest option that is known.
+        suggestion: Option<&'static str>,
     },
     /// An option of libpq that this program does not offer.
     #[error("option {option:?} of the connection string is not supported: {why}")]
@@ -106,13 +119,14 @@ pub fn parse_url(
     root_certificate: Option<&Path>,
     allow_plaintext: bool,
 ) -> Result<(Config, TlsMode), UrlError> {
-    let (rest, options) = if let Some(body) = url
-        .strip_prefix("postgres://")
-        .or_else(|| url.strip_prefix("postgresql://"))
-    {
-        split_url(url, body)?
-    } else {
-        split_pairs(url)?
+    let (rest, options) = match scheme(url) {
+        Some("postgres" | "postgresql") => split_url(url)?,
+        Some(scheme) => {
+            return Err(UrlError::Scheme {
+                scheme: format!("{scheme}://"),
+            });
+        }
+        None => split_pairs(url)?,
     };
     let mut tls = TlsOptions::default();
     let mut seen = Vec::new();
@@ -178,14 +192,29 @@ const OUR_OPTIONS: &[&str] = &["sslmode", "sslrootcert", "gssencmode"];
 
 type Options = Vec<(String, String)>;
 
+/// What stands before `://`, if it has the form of a scheme; JDBC has two, `jdbc:postgresql`.
+fn scheme(url: &str) -> Option<&str> {
+    let (scheme, _) = url.split_once("://")?;
+    let name = scheme.strip_prefix("jdbc:").unwrap_or(scheme);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+.-".contains(c);
+    (!name.is_empty() && name.chars().all(plain)).then_some(scheme)
+}
+
 /// Takes our options out of the query part of a URL.
-fn split_url(url: &str, body: &str) -> Result<(String, Options), UrlError> {
-    // Credentials end at the first '@' for the driver, so a '?' before it belongs to them.
-    let from = body.find('@').map_or(0, |at| at + 1);
-    let Some(mark) = body[from..]
-        .find('?')
-        .map(|at| url.len() - body.len() + from + at)
-    else {
+fn split_url(url: &str) -> Result<(String, Options), UrlError> {
+    // Credentials end at the first '@' for the driver, so a '?' before it belongs to them. After a second
+    // one a part of the password would pass for a host, which errors name.
+    let from = match url.match_indices('@').collect::<Vec<_>>().as_slice() {
+        [] => 0,
+        [(at, _)] => at + 1,
+        _ => {
+            return Err(UrlError::Syntax(
+                "it has more than one \"@\"; write those of user name and password as %40"
+                    .to_owned(),
+            ));
+        }
+    };
+    let Some(mark) = url[from..].find('?').map(|at| from + at) else {
         return Ok((url.to_owned(), Vec::new()));
     };
     let mut kept = Vec::new();
@@ -224,7 +253,11 @@ fn split_pairs(text: &str) -> Result<(String, Options), UrlError> {
         }
         while chars.next_if(|(_, c)| c.is_whitespace()).is_some() {}
         if chars.next_if(|(_, c)| *c == '=').is_none() {
-            return Err(UrlError::Syntax("a word without \"=\" after it".to_owned()));
+            return Err(UrlError::Syntax(
+                "it neither begins with postgres:// nor lists option=value (there is a word without \
+                 \"=\" after it)"
+                    .to_owned(),
+            ));
         }
         while chars.next_if(|(_, c)| c.is_whitespace()).is_some() {}
         let quoted = chars.next_if(|(_, c)| *c == '\'').is_some();
@@ -276,9 +309,20 @@ fn is_driver_option(name: &str) -> Result<bool, UrlError> {
                                    the configuration"
         }
         "krbsrvname" | "gsslib" | "require_auth" | "requiressl" => "remove it",
+        "ssl" | "sslaccept" | "sslnegotiate" | "tls" => "write sslmode=verify-full",
+        "schema" | "currentSchema" | "search_path" => {
+            "every table is named with its schema; remove it"
+        }
+        "pgbouncer"
+        | "prepareThreshold"
+        | "connection_limit"
+        | "pool_timeout"
+        | "pool_size"
+        | "statement_cache_size"
+        | "prepared_statement_cache_size" => "it belongs to another driver; remove it",
         _ => {
             return Err(UrlError::UnknownOption {
-                option: name.to_owned(),
+                suggestion: nearest(name),
             });
         }
     };
@@ -295,22 +339,23 @@ fn decode(text: &str) -> Result<String, UrlError> {
         .map_err(|_| UrlError::Syntax("a percent-encoded part is not UTF-8".to_owned()))
 }
 
+/// What the driver says. It names options and positions, and quotes one character; a host that it cannot
+/// read may be a part of a password, so that character is left out.
 fn syntax(error: &tokio_postgres::Error) -> UrlError {
-    // The cause names an option or a byte position, never a value.
     let cause = std::error::Error::source(error).map(ToString::to_string);
-    UrlError::Syntax(cause.unwrap_or_else(|| error.to_string()))
+    let cause = cause.unwrap_or_else(|| error.to_string());
+    let before = cause.split(" but got").next().unwrap_or_default();
+    UrlError::Syntax(before.to_owned())
 }
 
-fn nearest(name: &str) -> String {
+fn nearest(name: &str) -> Option<&'static str> {
     DRIVER_OPTIONS
         .iter()
         .chain(OUR_OPTIONS)
-        .map(|known| (strsim::jaro_winkler(name, known), known))
+        .map(|known| (strsim::jaro_winkler(name, known), *known))
         .filter(|(score, _)| *score > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, known)| {
-            format!("; did you mean {known:?}?")
-        })
+        .map(|(_, known)| known)
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

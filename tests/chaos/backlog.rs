@@ -128,7 +128,8 @@ impl Kv {
             "match": { "operation": "bulk_write" },
             "delay_ms": REQUEST_MS, "effect": "now", "reply": "served",
         });
-        let added = self.http.post(url).body(fault.to_string()).send();
+        let added = self.http.post(url).bearer_auth(TOKEN);
+        let added = added.body(fault.to_string()).send();
         added.await.unwrap().error_for_status().unwrap();
     }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the helpers of tests
 
+mod administrator;
 mod dry_run;
 mod exit_codes;
 mod grants;

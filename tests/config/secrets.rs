@@ -1,8 +1,18 @@
 //! Secrets: by file, and never where people can see them.
 
-use super::{BASE, Files, environment, errors, good, shown};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
 use pg2kv::config::{inspect, load};
+use pg2kv::sink::kv::KvClient;
+use pg2kv::sink::setup::{Settings, SetupError};
+use pg2kv::sink::token::TokenSource;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use secrecy::ExposeSecret as _;
+
+use super::{BASE, Files, environment, errors, good, shown};
 
 const CANARY: &str = "canary-0123456789";
 
@@ -87,6 +97,26 @@ fn no_secret_shows_in_debug_print_or_errors() {
         ("PG2KV__POSTGRES__URL", format!("{CANARY}\n{CANARY}")),
         ("PG2KV__KV__API_TOKEN", format!("Bearer {CANARY}")),
         ("PG2KV__KV__PROXY", format!("ftp://user:{CANARY}@proxy")),
+        (
+            "PG2KV__POSTGRES__URL",
+            format!("postgresql+asyncpg://daemon:{CANARY}@host/db?ssl=require"),
+        ),
+        (
+            "PG2KV__POSTGRES__URL",
+            format!("daemon:{CANARY}@host/db?ssl=require"),
+        ),
+        (
+            "PG2KV__KV__API_BASE_URL",
+            format!("https://user:{CANARY}@api.example/v4"),
+        ),
+        (
+            "PG2KV__KV__API_BASE_URL",
+            format!("https://api.example/v4?token={CANARY}"),
+        ),
+        (
+            "PG2KV__KV__API_BASE_URL",
+            format!("https://us er:{CANARY}@api.example"),
+        ),
     ] {
         let mut variables = variables.to_vec();
         variables.retain(|(other, _)| *other != name);
@@ -97,4 +127,83 @@ fn no_secret_shows_in_debug_print_or_errors() {
         seen.push_str(&format!("{errors:?}\n{effective}\n{effective:?}"));
     }
     assert!(!seen.contains(CANARY), "{seen}");
+}
+
+/// To open a FIFO waits for a writer, for ever.
+#[test]
+fn a_secret_file_that_is_none_does_not_hang() {
+    let files = Files::new();
+    let fifo = files.path("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let token = "api_token = \"canary-token-0123456789\"";
+    for (what, kind) in [
+        (fifo.as_path(), "a pipe"),
+        (files.path("").as_path(), "a directory"),
+        (Path::new("/dev/zero"), "a device"),
+    ] {
+        for text in [
+            BASE.replace("[kv]", &format!("password_file = {what:?}\n[kv]")),
+            BASE.replace("[kv]", &format!("root_certificate = {what:?}\n[kv]")),
+            BASE.replace(token, &format!("api_token_file = {what:?}")),
+            BASE.replace(token, &format!("{token}\nroot_certificate = {what:?}")),
+        ] {
+            let found = errors(&text, &[]);
+            assert_eq!(found.len(), 1, "{found:?}");
+            let told = format!("it is {kind}, not a file");
+            assert!(found[0].contains(&told), "{}", found[0]);
+        }
+    }
+}
+
+#[test]
+fn a_secret_that_others_may_use_is_warned_of() {
+    let files = Files::new();
+    let token = files.write("token", CANARY);
+    let password = files.write("password", CANARY);
+    let text = BASE
+        .replace("[kv]", &format!("password_file = {password:?}\n[kv]"))
+        .replace(
+            "api_token = \"canary-token-0123456789\"",
+            &format!("api_token_file = {token:?}"),
+        );
+    let warnings = |mode: u32| {
+        for path in [&token, &password] {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        let found = good(&text, &[]).warnings;
+        let what = found.into_iter().map(|warning| warning.what);
+        what.collect::<Vec<_>>()
+    };
+    assert_eq!(warnings(0o640), [] as [&str; 0]);
+    for (mode, may) in [(0o644, "may read"), (0o646, "may write")] {
+        let found = warnings(mode);
+        assert_eq!(found.len(), 2, "{found:?}");
+        for (warning, key) in found.iter().zip(["password_file", "api_token_file"]) {
+            assert!(warning.contains(key) && warning.contains(may), "{warning}");
+        }
+    }
+}
+
+/// An http:// address is for this machine only, and a proxy is somewhere else.
+#[test]
+fn the_token_goes_to_no_proxy_in_the_clear() {
+    let base = "http://127.0.0.1:8787/client/v4";
+    let text = BASE.replace("[kv]", &format!("[kv]\napi_base_url = {base:?}"));
+    let proxied = |text: &str| text.replace("[kv]", "[kv]\nproxy = \"http://proxy:3128\"");
+    good(&text, &[]);
+    good(&proxied(BASE), &[]);
+    let found = errors(&proxied(&text), &[]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("error: kv.proxy is set, but api_base_url is http://"));
+    // And nothing that gets past the configuration can do it.
+    let client = KvClient::new(Settings {
+        api_base_url: base.to_owned(),
+        account: None,
+        token: TokenSource::Fixed(CANARY.into()),
+        connect_timeout: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(1),
+        proxy: Some("http://127.0.0.1:3128".to_owned()),
+        root_certificate: None,
+    });
+    assert!(matches!(client, Err(SetupError::PlaintextThroughProxy)));
 }

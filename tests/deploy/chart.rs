@@ -54,6 +54,45 @@ fn values_that_cannot_work_are_refused_with_their_name() {
     }
 }
 
+/// The configuration and variables become a ConfigMap and a manifest, which many may read.
+#[test]
+fn secrets_in_the_values_are_refused() {
+    let with = |config: &str, more: &str| {
+        let config = serde_json::to_string(config).unwrap();
+        format!("instances:\n  - {{name: users, existingSecret: s, config: {config}{more}}}\n")
+    };
+    for config in [
+        "kv.api_token = 'x'",
+        "[kv]\n  api_token='x'",
+        "kv = { account_id = 'a', api_token = 'x' }",
+        "[kv]\n\"api_token\" = 'x'",
+        "[postgres]\nurl = 'postgres://edge:hunter2@db/app'",
+        "postgres.url = 'host=db user=edge password=hunter2'",
+        "postgres.url = 'postgres://edge@db/app?password=hunter2'",
+        "[kv]\nproxy = 'http://user:hunter2@proxy:3128'",
+    ] {
+        let said = refusal(&with(config, ""));
+        assert!(said.contains("config"), "{config}\n{said}");
+    }
+    for variable in [
+        "{name: PG2KV__KV__API_TOKEN, value: x}",
+        "{name: CLOUDFLARE_API_TOKEN, value: x}",
+        "{name: DATABASE_URL, value: 'postgres://edge:hunter2@db/app'}",
+    ] {
+        let said = refusal(&with("[kv]", &format!(", extraEnv: [{variable}]")));
+        assert!(said.contains("extraEnv"), "{variable}\n{said}");
+    }
+    // What is near a secret is none.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("values.yaml");
+    let config = "[postgres]\nurl = 'postgres://edge@db.example:5432/app?sslmode=require'\n\
+                  password_file = '/p'\n[kv]\napi_token_file = '/t'\nproxy = 'http://proxy:3128'\n";
+    let variables = ", extraEnv: [{name: A_TOKEN_FILE, value: /t}, \
+                     {name: CLOUDFLARE_API_TOKEN, valueFrom: {secretKeyRef: {name: s, key: k}}}]";
+    fs::write(&path, with(config, variables)).unwrap();
+    printed(helm(&[]).arg("--values").arg(path));
+}
+
 #[test]
 fn helm_finds_nothing_to_complain_of() {
     let folder = root().join("deploy/kubernetes/chart");

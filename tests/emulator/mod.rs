@@ -94,10 +94,8 @@ impl Rig {
 
     /// A request to the control interface.
     fn control(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(
-            method,
-            format!("http://{}/__emulator{path}", self.emulator.addr()),
-        )
+        let url = format!("http://{}/__emulator{path}", self.emulator.addr());
+        self.http.request(method, url).bearer_auth(TOKEN)
     }
 
     async fn put(&self, key: &str, value: &str) -> Reply {

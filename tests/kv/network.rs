@@ -10,6 +10,7 @@ use pg2kv::change::Outcome::{NotSent, Written};
 use pg2kv::sink::kv::KvClient;
 
 use super::server::{Server, Step, http, written};
+use super::tls::{Authority, join, serve, serve_request};
 use super::{client, discreet, name, namespace, put, send, settings};
 
 /// An address that refuses connections.
@@ -66,18 +67,37 @@ async fn a_connection_that_takes_too_long_is_not_sent() {
     assert_eq!(server.connections(), 1);
 }
 
+/// The proxy resolves the name, and sees neither the token nor anything else.
 #[tokio::test]
 async fn a_configured_proxy_is_used() {
-    let proxy = Server::once(vec![Step::Receive, Step::Send(written(1))]).await;
-    let mut settings = settings(format!("http://{}/v4", refused().await));
-    settings.proxy = Some(format!("http://{}", proxy.address()));
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let authority = Authority::new("behind the proxy");
+    let config = authority.server("api.example.com", 2000, 2100);
+    let (address, server) = serve(config, serve_request);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut settings = settings("https://api.example.com/client/v4".to_owned());
+    settings.proxy = Some(format!("http://{}", listener.local_addr().unwrap()));
+    settings.root_certificate = Some(authority.file());
+    let proxy = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            client.read_buf(&mut head).await.unwrap();
+        }
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(address).await.unwrap();
+        // Whoever ends it first, everything has come through by then.
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        String::from_utf8(head).unwrap()
+    });
     let client = KvClient::new(settings).unwrap();
     assert_eq!(send(&client, &put(1)).await.outcome, Written);
-    assert!(
-        proxy.requests()[0]
-            .line()
-            .starts_with("PUT http://127.0.0.1:")
-    );
+    drop(client);
+    assert!(join(server).await > 0);
+    let asked = proxy.await.unwrap();
+    assert!(asked.starts_with("CONNECT api.example.com:443 "), "{asked}");
+    discreet(&asked);
 }
 
 /// For HTTPS the proxy is asked for a tunnel first; without one nothing is sent.

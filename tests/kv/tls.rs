@@ -85,7 +85,7 @@ pub(super) async fn join<T: Send + 'static>(thread: JoinHandle<T>) -> T {
 }
 
 /// Serves one request and returns how many bytes of it came through.
-fn serve_request(tls: &mut Tls<'_>) -> usize {
+pub(super) fn serve_request(tls: &mut Tls<'_>) -> usize {
     let mut received = Vec::new();
     let mut buffer = [0; 4_096];
     // The body is one array of objects, so the request is through with its closing brackets.

@@ -286,23 +286,24 @@ fn a_page_is_read_with_the_hashes_that_are_ours() {
     let hash = "0123456789abcdef0123456789abcdef";
     let body = format!(
         r#"{{"success":true,"errors":[],"messages":[],"result":[
-            {{"name":"ours","metadata":{{"own":1,"pg2kv":"{hash}"}},"expiration":5}},
-            {{"name":"plain"}},
-            {{"name":"null","metadata":null}},
-            {{"name":"text","metadata":"pg2kv"}},
-            {{"name":"number","metadata":{{"pg2kv":7}}}},
-            {{"name":"short","metadata":{{"pg2kv":"12"}}}},
-            {{"name":"signed","metadata":{{"pg2kv":"+123456789abcdef0123456789abcdef"}}}}
+            {{"name":"a:ours","metadata":{{"own":1,"pg2kv":"{hash}"}},"expiration":5}},
+            {{"name":"b:plain"}},
+            {{"name":"c:null","metadata":null}},
+            {{"name":"d:text","metadata":"pg2kv"}},
+            {{"name":"e:number","metadata":{{"pg2kv":7}}}},
+            {{"name":"f:short","metadata":{{"pg2kv":"12"}}}},
+            {{"name":"g:signed","metadata":{{"pg2kv":"+123456789abcdef0123456789abcdef"}}}}
         ],"result_info":{{"count":7,"cursor":"next"}}}}"#
     );
     let page = decode_list(&reply(200, Body::Whole(body.as_bytes())), None).unwrap();
-    assert_eq!(page.next.as_deref(), Some("next"));
+    let next = Position::parse(page.next.as_deref().unwrap());
+    assert_eq!(next.cursor(), "next");
     let hashes: Vec<_> = page.pairs.iter().map(|pair| pair.hash).collect();
     assert_eq!(hashes[0].unwrap().to_string(), hash);
     assert_eq!(hashes[1..], [None; 6]);
-    assert_eq!(page.pairs[1].name.as_str(), "plain");
+    assert_eq!(page.pairs[1].name.as_str(), "b:plain");
 
-    let repeated = decode_list(&reply(200, Body::Whole(body.as_bytes())), Some("next"));
+    let repeated = decode_list(&reply(200, Body::Whole(body.as_bytes())), Some(&next));
     assert_eq!(repeated.unwrap_err().outcome, Ambiguous(BadReply));
 }
 
@@ -380,7 +381,7 @@ proptest! {
         }
         let _ = decode_read(&reply);
         let _ = decode_value(&reply);
-        let _ = decode_list(&reply, header);
+        let _ = decode_list(&reply, header.map(Position::parse).as_ref());
     }
 
     #[test]

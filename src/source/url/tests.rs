@@ -103,6 +103,37 @@ fn errors_name_the_option_and_never_the_password() {
         ("postgres://u:hunter2@h/d?sslmode=verify-ca", "sslrootcert"),
         ("password=hunter2 user=u", "names no host"),
         ("host=h password='hunter2", "does not end"),
+        (
+            "postgresql+asyncpg://app:hunter2@host/db?ssl=require",
+            "begins with \"postgresql+asyncpg://\"; write it as postgres://",
+        ),
+        (
+            "postgis://app:hunter2@host/db",
+            "begins with \"postgis://\"",
+        ),
+        (
+            "jdbc:postgresql://host/db?user=app&password=hunter2",
+            "begins with \"jdbc:postgresql://\"",
+        ),
+        ("POSTGRES://app:hunter2@host/db", "write it as postgres://"),
+        ("app:hunter2@host/db", "neither begins with postgres://"),
+        ("app:hunter2@host/db?sslmode=require", "does not know"),
+        ("//app:hunter2@host/db?ssl=require", "does not know"),
+        ("://app:hunter2@host/db?x=y", "does not know"),
+        ("app:hunter2://host/db", "neither begins with postgres://"),
+        ("hunter2", "neither begins with postgres://"),
+        (
+            "\"postgres://u:hunter2@h/d\"",
+            "neither begins with postgres://",
+        ),
+        ("postgres://u:hunter2@h/d?ssl=true", "sslmode=verify-full"),
+        ("postgres://u:hunter2@h/d?pgbouncer=true", "another driver"),
+        // A password that is not encoded: parts of it must not pass for a host or an option.
+        ("postgres://u:p@hunter2@h/d?sslmode=disable", "%40"),
+        ("postgres://u:p@hunter2?x=1@h/d", "%40"),
+        ("postgres://u:p@h:hunter2/d", "port"),
+        ("postgres://u:p@h/d?hunter2=1", "percent-encoded"),
+        ("host=h password=a hunter2=1", "percent-encoded"),
         ("host=h password=hunter2 nonsense", "without \"=\""),
     ] {
         let error = parse_url(url, None, false).expect_err(url).to_string();

@@ -266,7 +266,8 @@ impl Kv {
             "delay_ms": milliseconds, "effect": "now", "reply": "served",
         });
         let url = self.control.join("faults").unwrap();
-        let reply = self.http.post(url).body(fault.to_string()).send().await;
+        let reply = self.http.post(url).bearer_auth(TOKEN);
+        let reply = reply.body(fault.to_string()).send().await;
         reply.unwrap().error_for_status().unwrap();
     }
 
@@ -275,6 +276,7 @@ impl Kv {
         let reply = self
             .http
             .get(self.control.join("stats").unwrap())
+            .bearer_auth(TOKEN)
             .send()
             .await
             .unwrap();
