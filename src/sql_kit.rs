@@ -12,7 +12,7 @@ use std::fmt;
 const INSTALL: &str = include_str!("../deploy/sql/install.sql");
 const UNINSTALL: &str = include_str!("../deploy/sql/uninstall.sql");
 /// The version of the schema that [`install`] makes (`pg2kv.meta`), and so that of this program.
-pub const VERSION: i32 = 2;
+pub const VERSION: i32 = 1;
 /// The schema name in the files. Every object of ours begins with it, and nothing else does.
 const NAME_IN_FILES: &str = "pg2kv";
 
@@ -110,6 +110,15 @@ pub struct RelatedSpec {
 /// transaction: roll back, or drop it.
 pub fn install(schema: &Schema) -> String {
     schema.rename(INSTALL)
+}
+
+/// Fails when something in the schema, or one of its roles, is not as [`install`] makes it: it could run code
+/// as whoever reads it. Reads nothing but the catalog, and belongs before whatever reads or calls anything
+/// in the schema. One statement.
+pub fn verify(schema: &Schema) -> String {
+    let marker = "$verify$";
+    let block = INSTALL.split(marker).nth(1).unwrap_or_default();
+    schema.rename(&format!("do {marker}{block}{marker}"))
 }
 
 /// Removes what [`install`] and [`watch`] made. One transaction, to be sent as one simple query;
@@ -210,6 +219,17 @@ fn is_plain_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_files_verify_the_schema_before_they_read_it() {
+        let verify = verify(&Schema::default());
+        assert!(verify.contains("raise exception"), "{verify}");
+        for file in [INSTALL, UNINSTALL] {
+            let (_, commands) = file.split_once("\nbegin;\n").unwrap();
+            let (before, _) = commands.split_once(&verify).expect("the block");
+            assert!(!before.contains("pg2kv."), "{before}");
+        }
+    }
 
     #[test]
     fn schema_names_that_need_no_quotes_are_taken() {

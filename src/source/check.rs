@@ -86,7 +86,7 @@ const PRIVILEGES: &str = "\
     from (values
       ('pg2kv.meta', 'select'), ('pg2kv.sync', 'select'),
       ('pg2kv.related', 'select'),
-      ('pg2kv.outbox', 'select'), ('pg2kv.outbox', 'insert'), ('pg2kv.outbox', 'delete'),
+      ('pg2kv.outbox', 'select'), ('pg2kv.outbox', 'insert'),
       ('pg2kv.claim', 'select'), ('pg2kv.claim', 'insert'), ('pg2kv.claim', 'delete'),
       ('pg2kv.dead_letter', 'select'), ('pg2kv.dead_letter', 'insert'),
       ('pg2kv.dead_letter', 'update'), ('pg2kv.dead_letter', 'delete'),
@@ -104,7 +104,7 @@ const PRIVILEGES: &str = "\
     where not has_sequence_privilege('pg2kv.outbox_id_seq', 'select')
     union all
     select w.name || ': execute'
-    from (values ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)'),
+    from (values ('pg2kv.take(bigint[], bigint[])'), ('pg2kv.trigger_faults(text)'), ('pg2kv.tables_of(regclass)'),
       ('pg2kv.index_advice(text)'), ('pg2kv.related_label(text, text)'),
       ('pg2kv.has_index(regclass, text[])'), ('pg2kv.index_for(regclass, text[], text[])'),
       -- Everybody may call these, unless somebody took that away.

@@ -26,17 +26,11 @@ use super::{Settings, SyncSource};
 use crate::change::{ClaimId, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{BackfillStep, ClaimRequest};
 
-/// `$2` and `$9` are the runs of the outbox rows to delete: the server looks each run up once, and
-/// `offset 0` leaves the planner no other way. `$5` is the step of a backfill: none, rows, keys, enter
+/// `$2` and `$9` are the runs of the outbox rows to delete. `$5` is the step of a backfill: none, rows, keys, enter
 /// or done.
 const CLAIM: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
-    gone as (
-      delete from pg2kv.outbox where exists (select from fence) and ctid = any (array(
-        select o.ctid from unnest($2::int8[], $9::int8[]) as r(low, high) cross join lateral (
-          select k.ctid from pg2kv.outbox as k where k.id >= r.low and k.id <= r.high order by k.id offset 0
-        ) as o))
-    ),
+    gone as materialized (select pg2kv.take($2::int8[], $9::int8[]) as at from fence),
     claimed as (
       insert into pg2kv.claim (epoch, sync, keys)
       select $1, $3::text, $4::text[] from fence where cardinality($4::text[]) > 0
@@ -70,7 +64,7 @@ const CLAIM: &str = "\
         -- A fault of the triggers since it began: what it missed is still owed.
         and (s.backfilled_at = '-infinity') is not true
     )
-    select exists (select from fence), (select id from claimed)";
+    select exists (select from fence), (select id from claimed), (select at from gone)";
 
 /// A connection that claims and reads.
 pub(crate) struct Reader {

@@ -20,10 +20,7 @@ pub(crate) const FACTS: &str = "\
       update pg2kv.sync as s set keys_estimate = n.rows
       from (
         select s.name, sum(c.reltuples)::int8 as rows from pg2kv.sync as s
-        cross join lateral (
-          select s.relation::oid as oid
-          union select p.relid::oid from pg_partition_tree(s.relation) as p where p.isleaf
-        ) as r
+        cross join lateral pg2kv.tables_of(s.relation) as r(oid)
         join pg_class as c on c.oid = r.oid
         where s.name = any($1::text[]) and c.reltuples > 0 and c.relkind <> 'p'
         group by s.name

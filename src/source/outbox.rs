@@ -59,13 +59,8 @@ const DRAWN: &str = "\
 
 const COMPACT: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
-    gone as (
-      delete from pg2kv.outbox where exists (select from fence) and ctid = any (array(
-        select o.ctid from unnest($2::int8[], $3::int8[]) as r(low, high) cross join lateral (
-          select k.ctid from pg2kv.outbox as k where k.id >= r.low and k.id <= r.high order by k.id offset 0
-        ) as o))
-    )
-    select exists (select from fence)";
+    gone as materialized (select pg2kv.take($2::int8[], $3::int8[]) as at from fence)
+    select exists (select from fence), (select at from gone)";
 
 /// The outbox as one session sees it. See the module.
 pub(crate) struct Outbox {

@@ -2,11 +2,12 @@
 //!
 //! Owns that verdict. Changes nothing: `pg2kv install` upgrades.
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 use super::error::{Error, Kind, Place};
 use super::link::Link;
-use crate::sql_kit::{VERSION, upgrade};
+use crate::sql_kit::{self, Schema, VERSION, upgrade};
 
 /// What a schema says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,7 @@ pub(crate) async fn require(schema: &str, link: &Link) -> Result<Standing, Error
 }
 
 async fn read(schema: &str, link: &Link) -> Result<Standing, Error> {
+    verify(schema, link).await?;
     let sql = STANDING.replace("pg2kv.", &format!("{schema}."));
     let row = link.client().query_opt(&sql, &[]);
     let row = link.call(&doing(schema), 2, Place::Own, row).await?;
@@ -69,6 +71,25 @@ async fn read(schema: &str, link: &Link) -> Result<Standing, Error> {
             serves: row.get(1),
         },
     ))
+}
+
+/// Refuses a schema in which something is not ours: reading it could run a stranger's code as this role.
+async fn verify(schema: &str, link: &Link) -> Result<(), Error> {
+    let doing = doing(schema);
+    let sql = Schema::parse(schema)
+        .map(|schema| sql_kit::verify(&schema))
+        .map_err(|error| Error::new(Kind::Schema, doing.as_str(), error.to_string()))?;
+    let verified = async {
+        let done = link.client().run_file(&sql).await;
+        done.map_err(|error| match error.as_db_error() {
+            Some(told) if told.code() == &SqlState::INSUFFICIENT_PRIVILEGE => {
+                Error::new(Kind::Schema, doing.as_str(), told.message())
+                    .with_hint(told.hint().unwrap_or_default())
+            }
+            _ => Error::from_driver(Place::Own, &doing, error),
+        })
+    };
+    link.within(&doing, 1, verified).await
 }
 
 fn doing(schema: &str) -> String {
@@ -136,9 +157,6 @@ mod tests {
 
     #[test]
     fn a_refusal_names_both_versions_and_what_to_do() {
-        let older = verdict(1, 1).unwrap();
-        assert!(older.contains("version 1"), "{older}");
-        assert!(older.contains("upgrade/001-to-002.sql"), "{older}");
         let newer = verdict(VERSION + 1, VERSION + 1).unwrap();
         assert!(newer.contains(&format!("of version {VERSION};")), "{newer}");
         assert!(newer.contains("release"), "{newer}");

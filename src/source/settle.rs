@@ -41,18 +41,12 @@ const SETTLE: &str = "\
 /// by a walk that begins after the fault.
 const START_BACKFILL: &str = "\
     fence as materialized (select from pg2kv.lease where epoch = $1 for share),
-    gone as (
-      delete from pg2kv.outbox as o using unnest($4::int8[]) as u(id)
-      where o.id = u.id and exists (select from fence)
-    ),
+    gone as materialized (select pg2kv.take($4::int8[], $4::int8[]) as at from fence),
     begun as (
       insert into pg2kv.backfill as b (sync, reason, phase, estimate)
       select $2::text, $3::text, 'rows', (
         select sum(c.reltuples)::int8 from pg2kv.sync as s
-        cross join lateral (
-          select s.relation::oid as oid
-          union select p.relid::oid from pg_partition_tree(s.relation) as p where p.isleaf
-        ) as r
+        cross join lateral pg2kv.tables_of(s.relation) as r(oid)
         join pg_class as c on c.oid = r.oid
         where s.name = $2 and c.reltuples > 0 and c.relkind <> 'p')
       from fence
@@ -66,7 +60,7 @@ const START_BACKFILL: &str = "\
       where s.name = j.name and s.backfilled_at = '-infinity' and j.fault is null
         and exists (select from fence)
     )
-    select exists (select from fence), (select estimate from begun)";
+    select exists (select from fence), (select estimate from begun), (select at from gone)";
 
 /// The statements that end claims and begin backfills, on the control connection.
 pub(crate) struct Settler {

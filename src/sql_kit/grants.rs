@@ -1,13 +1,13 @@
 //! What the daemon's role may do, as text for those who grant it by hand or review it.
 //!
 //! Owns nothing of what is granted: on our own tables it is the last part of `install.sql`, on watched
-//! ones what `set_grants()` does there. A test holds both against a database.
+//! ones what `grant_statements()` makes there. A test holds both against a database.
 
 use super::{INSTALL, Schema, WatchSpec, grant_daemon, quote_identifier, quote_literal};
 
 /// Where that part begins and ends in the file.
-const BEGINS: &str = "-- What the daemon may do ---";
-const ENDS: &str = "\ncommit;";
+const BEGINS: &str = "-- What each role may do ---";
+const ENDS: &str = "\nreset role;";
 
 /// Everything that the daemon needs, and where `login` is named, that it may be the daemon. One
 /// transaction; revokes nothing, and harmless to repeat. The schema must be installed.
@@ -28,7 +28,11 @@ pub fn grants(schema: &Schema, watches: &[WatchSpec], login: Option<&str>) -> St
         if spec.shards.is_some() {
             // Only the database knows the primary key.
             let table = quote_literal(&spec.table);
-            text.push_str(&format!("select {schema}.set_grants({table}::regclass);\n"));
+            text.push_str(&format!(
+                "do $$\ndeclare\n  statement text;\nbegin\n  \
+                 foreach statement in array {schema}.grant_statements(current_user, {table}::regclass) loop\n    \
+                 execute statement;\n  end loop;\nend\n$$;\n"
+            ));
         } else {
             text.push_str(&select(
                 &spec.table,
@@ -165,7 +169,7 @@ mod tests {
             ..users()
         };
         let text = grants(&Schema::default(), &[spec], None);
-        let call = "select pg2kv.set_grants('public.users'::regclass);\n";
+        let call = "pg2kv.grant_statements(current_user, 'public.users'::regclass)";
         assert!(text.contains(call), "{text}");
         assert!(text.contains("grant pg2kv_daemon to that role"), "{text}");
     }

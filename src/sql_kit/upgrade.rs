@@ -10,9 +10,7 @@
 use super::{Schema, VERSION};
 
 /// The oldest version of the schema that this program can work with.
-///
-/// Version 1 could not say which daemons it serves.
-pub const NEEDS: i32 = 2;
+pub const NEEDS: i32 = 1;
 
 /// One file: one transaction that brings a schema of one version to the next, or changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +23,8 @@ pub struct Step {
     pub(crate) sql: &'static str,
 }
 
-/// Every step there is, oldest first.
-pub const STEPS: &[Step] = &[Step {
-    from: 1,
-    serves: 1,
-    file: "001-to-002.sql",
-    sql: include_str!("../../deploy/sql/upgrade/001-to-002.sql"),
-}];
+/// Every step there is, oldest first: none before the first release.
+pub const STEPS: &[Step] = &[];
 
 impl Step {
     /// The version that it ends at.
@@ -81,7 +74,7 @@ pub fn path(from: i32) -> Result<Path, NoPath> {
     if from > VERSION {
         return Err(NoPath::Newer(from));
     }
-    if STEPS.first().is_none_or(|first| from < first.from) {
+    if from < 1 {
         return Err(NoPath::Unknown(from));
     }
     Ok(in_order(STEPS, from))
@@ -114,7 +107,7 @@ mod tests {
                 "{named}: whoever works now could not go on, and nobody else could begin"
             );
         }
-        assert_eq!(STEPS.last().unwrap().to(), VERSION);
+        assert_eq!(STEPS.last().map_or(1, Step::to), VERSION);
         for from in 1..=VERSION {
             let reached = path(from).unwrap().now.last().map_or(from, Step::to);
             assert!(

@@ -8,9 +8,6 @@ use tokio::process::Command;
 use super::{BASE, Files};
 use crate::support::postgres::{Database, Server};
 
-/// `install.sql` as it was at version 1.
-const KIT_1: &str = include_str!("../fixtures/kit-0001.sql");
-
 /// A database with a table, and a configuration for it that logs in as the superuser.
 struct Place {
     database: Database,
@@ -81,59 +78,25 @@ async fn upgrade_prints_what_is_needed_and_says_where_nothing_is() {
          help: `pg2kv install` makes it, or the SQL that `pg2kv sql` prints\n"
     );
 
-    place.sql(KIT_1).await;
-    let printed = place.good(&["sql", "upgrade"]).await;
-    let order = "\
--- The schema pg2kv from version 1 to version 2, in this order:
---   1. Run what stands below, as a superuser or a member of pg2kv_owner. It leads to version 2; daemons go on.
---   2. Replace the daemons by those of this release, one by one.
-";
-    assert!(printed.starts_with(order), "{printed}");
-    assert!(printed.contains("-- upgrade/001-to-002.sql\n"), "{printed}");
-    assert_eq!(
-        printed,
-        place.good(&["sql", "upgrade", "--from", "1"]).await
-    );
-    let waits = place.bad(&["status"]).await;
-    assert!(
-        waits.contains("it has version 1, and this program needs version 2"),
-        "{waits}"
-    );
-    assert!(
-        waits.contains("deploy/sql/upgrade/001-to-002.sql"),
-        "{waits}"
-    );
-
-    let check = pg2kv(&["check"], &place.config).await;
-    assert_eq!(check.status.code(), Some(1));
-    let check = String::from_utf8(check.stdout).unwrap();
-    let failed: Vec<_> = check
-        .lines()
-        .filter(|line| line.starts_with("FAIL"))
-        .collect();
-    let schema = failed.iter().find(|line| line.contains(" schema "));
-    assert!(schema.unwrap().contains("it has version 1"), "{check}");
-
-    // What is printed can be run as it is.
-    place.sql(&printed).await;
+    place.good(&["install"]).await;
     assert_eq!(
         place.good(&["sql", "upgrade"]).await,
-        "-- The schema pg2kv has version 2 already: nothing is to be done.\n"
+        "-- The schema pg2kv has version 1 already: nothing is to be done.\n"
     );
     let status = place.good(&["status"]).await;
-    assert!(status.contains("\nschema  version 2\n"), "{status}");
+    assert!(status.contains("\nschema  version 1\n"), "{status}");
 
-    place.sql("update pg2kv.meta set schema_version = 3").await;
+    place.sql("update pg2kv.meta set schema_version = 2").await;
     let status = place.good(&["status", "--json"]).await;
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(
         status["schema"],
-        serde_json::json!({ "version": 3, "serves": 1 })
+        serde_json::json!({ "version": 2, "serves": 1 })
     );
     for refused in [vec!["sql", "upgrade"], vec!["install"]] {
         let newer = place.bad(&refused).await;
         assert!(
-            newer.contains("has version 3, and this program makes version 2"),
+            newer.contains("has version 2, and this program makes version 1"),
             "{newer}"
         );
         assert!(newer.contains("help: use the release"), "{newer}");
@@ -144,7 +107,7 @@ async fn upgrade_prints_what_is_needed_and_says_where_nothing_is() {
 async fn a_version_that_never_was_has_no_steps() {
     let files = Files::new();
     let config = files.write("pg2kv.toml", BASE);
-    for version in ["0", "3"] {
+    for version in ["0", "2"] {
         let output = pg2kv(&["sql", "upgrade", "--from", version], &config).await;
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(output.stdout.is_empty());
@@ -154,22 +117,14 @@ async fn a_version_that_never_was_has_no_steps() {
 }
 
 #[tokio::test]
-async fn install_upgrades_first() {
+async fn install_puts_a_lost_version_back() {
     let place = Place::new().await;
-    place.sql(KIT_1).await;
-    for upgraded in ["ok  schema pg2kv from version 1 to 2\n", ""] {
+    for _ in 0..2 {
         assert_eq!(
             place.good(&["install"]).await,
-            format!("{upgraded}ok  schema pg2kv\nok  triggers of users\n")
+            "ok  schema pg2kv\nok  triggers of users\n"
         );
     }
-    let check = pg2kv(&["check"], &place.config).await;
-    let lines = String::from_utf8(check.stdout).unwrap();
-    let line = lines.lines().find(|line| line.contains("schema "));
-    let words: Vec<_> = line.unwrap().split_whitespace().collect();
-    assert_eq!(words.join(" "), "ok schema pg2kv has version 2");
-
-    // A row that is lost is put back.
     place.sql("delete from pg2kv.meta").await;
     let lost = place.bad(&["status"]).await;
     assert!(

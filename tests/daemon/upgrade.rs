@@ -1,14 +1,13 @@
 //! The schema is upgraded under writers and daemons that go on.
 //!
-//! There is one build of the program here. Against the schema of version 1, the file of which is kept,
-//! it is a daemon that is newer than its schema. Against the two steps in `fixtures` it is one that is
-//! older: the first goes on serving it, the second does not.
+//! There is one build of the program here, and no release before it. The two steps in `fixtures` are made
+//! up: the first goes on serving this program, the second does not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pg2kv::sql_kit::{self, Schema, VERSION};
+use pg2kv::sql_kit::VERSION;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 
@@ -19,8 +18,6 @@ use crate::support::process::{self, Process};
 use crate::support::wait::{self, say, seed};
 use crate::support::world::{Plan, World, describe};
 
-/// `install.sql` as it was at version 1.
-const KIT_1: &str = include_str!("../fixtures/kit-0001.sql");
 /// A step that adds.
 const EXPAND: &str = include_str!("../fixtures/expand.sql");
 /// A step that takes away.
@@ -117,17 +114,6 @@ impl Drop for Writers {
     }
 }
 
-/// What the binary prints with the configuration of the daemons.
-async fn printed(world: &World, arguments: &[&str]) -> String {
-    let config = world.configure("command", &world.settings());
-    let mut command = process::command();
-    command.args(arguments).arg("--config").arg(config);
-    let output = command.output().await.unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// Runs a step; once more where a writer kept a lock for too long, as its message says.
 async fn run(world: &World, step: &str) {
     let admin = world.admin().await;
@@ -141,14 +127,6 @@ async fn run(world: &World, step: &str) {
         None
     })
     .await;
-}
-
-/// The schema of version 1 in place of the present one.
-async fn back_to_version_1(world: &World) {
-    world.sql(&sql_kit::uninstall(&Schema::default())).await;
-    world.sql(KIT_1).await;
-    world.sql(&printed(world, &["sql", "watch"]).await).await;
-    world.sql("grant pg2kv_daemon to edge").await;
 }
 
 /// Waits until a daemon says that it cannot work with the schema, and why.
@@ -193,27 +171,10 @@ async fn flows(world: &World, id: u32) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_live_database_is_upgraded_under_writers_and_daemons() {
     let world = World::start(LIVE).await;
-    back_to_version_1(&world).await;
     let writers = Writers::start(&world, seed("PG2KV_UPGRADE_SEED")).await;
-
-    // A daemon that is newer than the schema waits, and says what to do.
     let left = world.daemon_with("left", &world.settings());
     let right = world.daemon_with("right", &world.settings());
-    for daemon in [&left, &right] {
-        barred(daemon, "it has version 1, and this program needs version").await;
-        let (_, text) = daemon.get("/readyz").await;
-        assert!(text.contains("pg2kv sql upgrade"), "{text}");
-    }
     writers.go_on("before").await;
-    let sql = printed(&world, &["sql", "upgrade"]).await;
-    run(&world, &sql).await;
-    writers.go_on("upgrade to version 2").await;
-    let nothing = printed(&world, &["sql", "upgrade"]).await;
-    assert!(
-        nothing.starts_with("-- ") && nothing.contains("nothing is to be done"),
-        "{nothing}"
-    );
-    // Then it takes over by itself.
     let (leader, standby) = match one_leads(&[&left, &right]).await {
         0 => (left, right),
         _ => (right, left),
@@ -275,23 +236,17 @@ async fn a_leader_stops_at_its_next_look_where_the_schema_is_another() {
     let daemon = world.daemon();
     daemon.leads().await;
     // Nothing but the number tells: its sessions go on.
-    for (round, (version, serves, why)) in [
-        (99, 99, "serves programs of version 99"),
-        (1, 1, "it has version 1, and this program needs version"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let says = format!("update pg2kv.meta set schema_version = {version}, serves = {serves}");
-        world.sql(&says).await;
-        barred(&daemon, why).await;
-        let row = format!("insert into public.note values ({round}, 'waits')");
-        world.sql(&row).await;
-        let says = format!("update pg2kv.meta set schema_version = {VERSION}, serves = 1");
-        world.sql(&says).await;
-        daemon.logged_times(process::LEADS, round + 2).await;
-        world.converges().await;
-        assert!(world.value(&format!("note:{round}")).is_some());
-    }
+    world
+        .sql("update pg2kv.meta set schema_version = 99, serves = 99")
+        .await;
+    barred(&daemon, "serves programs of version 99").await;
+    world
+        .sql("insert into public.note values (0, 'waits')")
+        .await;
+    let says = format!("update pg2kv.meta set schema_version = {VERSION}, serves = 1");
+    world.sql(&says).await;
+    daemon.logged_times(process::LEADS, 2).await;
+    world.converges().await;
+    assert!(world.value("note:0").is_some());
     daemon.stop().await;
 }

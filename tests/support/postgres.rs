@@ -65,6 +65,10 @@ impl Server {
             options
                 .settings
                 .push(("max_prepared_transactions".into(), "10".into()));
+            // Databases of one test stand beside each other.
+            options
+                .settings
+                .push(("pg2kv.share_roles".into(), "on".into()));
             Postgres::start(options).expect("a PostgreSQL server")
         })
     }

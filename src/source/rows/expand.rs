@@ -20,10 +20,8 @@ use tokio_postgres::Statement;
 /// any more may have been, and its pair must go.
 const EXPAND: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $4::int8 for share),
-    gone as (
-      delete from pg2kv.outbox as o where o.id = $5::int8 and exists (select from fence)
-      returning o.at
-    ),
+    taken as materialized (select pg2kv.take(array[$5::int8], array[$5]) as at from fence),
+    gone as (select t.at from taken as t where t.at is not null),
     found as materialized (
       -- The walk is in order, and numbered as it comes.
       select w.key::jsonb as key, row_number() over () as place from ({walk}) as w(key)

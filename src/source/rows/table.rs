@@ -72,6 +72,8 @@ const INDEXES: &str = "\
       and 0 = all (i.indoption)
     order by i.indisprimary desc, i.indisunique desc, i.indexrelid";
 
+/// Types that did not come with PostgreSQL have this number or a higher one (FirstNormalObjectId).
+const FIRST_OID_OF_USERS: i64 = 16_384;
 const TIMESTAMPTZ_OID: i64 = 1_184;
 const BYTEA_OID: i64 = 17;
 const TEXT_OID: i64 = 25;
@@ -136,6 +138,8 @@ pub(super) struct KeyColumn {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     Plain,
+    /// The output of its type, because JSON's own functions look for a cast that the type's owner made.
+    Output,
     Timestamptz,
     Bytea,
 }
@@ -190,6 +194,7 @@ pub(super) async fn look_up(
             form: match below_domains {
                 TIMESTAMPTZ_OID => Form::Timestamptz,
                 BYTEA_OID => Form::Bytea,
+                FIRST_OID_OF_USERS.. => Form::Output,
                 _ => Form::Plain,
             },
             exact: EXACT_OIDS.contains(&below_domains) && row.get(9),
@@ -325,7 +330,7 @@ impl KeyColumn {
     pub(super) fn of_text(&self, text: &str) -> String {
         match self.form {
             // Text without an offset is UTC, as the session's time zone is.
-            Form::Plain | Form::Timestamptz => format!("{text}::{}", self.cast),
+            Form::Plain | Form::Output | Form::Timestamptz => format!("{text}::{}", self.cast),
             Form::Bytea => format!("decode({text}, 'hex')::{}", self.cast),
         }
     }
@@ -335,6 +340,7 @@ impl KeyColumn {
         let name = &self.name;
         match self.form {
             Form::Plain => format!("{alias}.{name}"),
+            Form::Output => format!("format('%s', {alias}.{name})"),
             Form::Timestamptz => format!("{alias}.{name} at time zone 'UTC'"),
             Form::Bytea => format!("encode({alias}.{name}, 'hex')"),
         }

@@ -307,7 +307,7 @@ async fn partitions(server: Server) {
         ("update t set id = 12 where id = 1", &["[1]", "[12]"]),
         ("truncate t2", ALL),
         ("truncate t3", ALL),
-        ("truncate t", &["everything"; 4]),
+        ("truncate t", ALL),
         (
             "create table t4 partition of t for values from (30) to (40)",
             &[],
@@ -370,6 +370,7 @@ async fn changing_the_table_does_not_fail_writers(server: Server) {
          insert into t values (1)",
     )
     .await;
+    let mut renamed = false;
     for ddl in [
         "alter table t add column d int not null default 7",
         "alter table t rename column b to bb",
@@ -395,16 +396,14 @@ async fn changing_the_table_does_not_fail_writers(server: Server) {
             ),
         )
         .await;
-        assert_eq!(take_keys(&admin).await.len(), 2 * 4, "after {ddl}");
+        renamed |= ddl.contains("to aa");
+        // The UPDATE cannot compare a column that has another name: every key instead of two.
+        let some = if renamed { 3 } else { 4 };
+        assert_eq!(take_keys(&admin).await.len(), 4 + some, "after {ddl}");
     }
     // Whatever a watched column is called now.
-    take_keys(&admin).await;
     run(&admin, "update t set aa = 'x'; update t set aa = 'x'").await;
-    let recorded = take_keys(&admin).await;
-    assert!(
-        recorded.len() >= 2,
-        "both syncs hear of a renamed column: {recorded:?}"
-    );
+    assert_eq!(take_keys(&admin).await, ["[1]", "everything", "[1]"]);
     // A watched column cannot go away unnoticed.
     for ddl in [
         "alter table t drop column aa",

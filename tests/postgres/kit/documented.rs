@@ -22,7 +22,7 @@ async fn the_page_shows_the_triggers_as_they_are(server: Server) {
     let triggers =
         "select pg_get_triggerdef(oid) || ';' from pg_trigger where tgname ~ '^zzz_pg2kv_'";
     let functions = "select pg_get_functiondef(oid) from pg_proc
-        where pronamespace = 'pg2kv'::regnamespace and prorettype = 'trigger'::regtype";
+        where pronamespace = 'pg2kv'::regnamespace and proname ~ '^(capture|updated)_'";
     for made in [
         texts(&admin, triggers).await,
         texts(&admin, functions).await,

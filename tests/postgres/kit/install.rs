@@ -19,13 +19,13 @@ on_both_servers!(
 /// Everything that a kit makes, with owners and privileges.
 const INVENTORY: &str = "
     select string_agg(line, e'\n' order by line) from (
-        select format('%s %s %s %s', relkind, relname, relowner::regrole, relacl) as line
+        select format('%s %s %s %s', relkind, relname, relowner::regrole, array(select a::text from unnest(relacl) a order by 1)) as line
         from pg_class where relnamespace = to_regnamespace('pg2kv')
         union all
-        select format('%s %s %s', oid::regprocedure, proowner::regrole, proacl)
+        select format('%s %s %s', oid::regprocedure, proowner::regrole, array(select a::text from unnest(proacl) a order by 1))
         from pg_proc where pronamespace = to_regnamespace('pg2kv')
         union all
-        select format('%s %s', nspname, nspacl) from pg_namespace where nspname ~ 'pg2kv'
+        select format('%s %s', nspname, array(select a::text from unnest(nspacl) a order by 1)) from pg_namespace where nspname ~ 'pg2kv'
         union all
         select format('%s %s', rolname, rolcanlogin) from pg_roles where rolname ~ 'pg2kv'
         union all
@@ -34,7 +34,7 @@ const INVENTORY: &str = "
         select format('%s %s', relname, attname) from pg_attribute join pg_class c on c.oid = attrelid
         where attacl::text ~ 'pg2kv'
         union all
-        select format('%s %s', relname, relacl) from pg_class where relacl::text ~ 'pg2kv'
+        select format('%s %s', relname, array(select a::text from unnest(relacl) a order by 1)) from pg_class where relacl::text ~ 'pg2kv'
     ) lines";
 
 async fn installing_twice_changes_nothing(server: Server) {
@@ -164,6 +164,12 @@ async fn a_role_that_may_create_roles_can_do_it_all(server: Server) {
          insert into app.t values (1, 'a');",
     )
     .await;
+    assert_eq!(
+        text(&dba, "select pg_has_role('pg2kv_owner', 'usage')::text").await,
+        "false",
+        "who installs is a member of pg2kv_owner for that long only"
+    );
+    run(&dba, "grant pg2kv_daemon to dba").await;
     assert_eq!(
         text(&dba, "select triggers from pg2kv.status()").await,
         "ok"

@@ -169,7 +169,9 @@ async fn columns_of_every_type_can_be_watched(server: Server) {
             )
             .await;
             run(&admin, &format!("update t set v = {one}")).await;
-            assert!(take_keys(&admin).await.is_empty(), "{kind}: the same");
+            // What is stored out of line is not compared.
+            let same = if one.starts_with("repeat") { 1 } else { 0 };
+            assert_eq!(take_keys(&admin).await.len(), same, "{kind}: the same");
             run(&admin, &format!("update t set v = {other}")).await;
             assert_eq!(take_keys(&admin).await, ["[1]"], "{kind}: another");
             run(&admin, "update t set v = null").await;

@@ -9,7 +9,6 @@ mod kinds;
 mod related;
 mod rights;
 mod server;
-mod upgrade;
 mod watch;
 
 use pg2kv::sql_kit::{self, Schema};

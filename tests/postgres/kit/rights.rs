@@ -8,7 +8,7 @@ on_both_servers!(
     writers_need_no_rights_and_get_none,
     objects_of_a_writer_do_not_divert_a_change,
     every_name_in_a_trigger_function_carries_its_schema,
-    only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it,
+    only_the_owner_of_a_table_can_watch_it,
 );
 
 /// Runs `sql` as `role` and tells whether it was allowed; nothing of it is kept.
@@ -51,12 +51,12 @@ async fn the_daemon_may_do_its_work_and_nothing_else(server: Server) {
         text(&admin, table_rights).await,
         "backfill: delete insert select update; claim: delete insert select update; \
          dead_letter: delete insert select update; lease: delete insert select update; \
-         meta: select; outbox: delete insert select; related: select; \
+         meta: select; outbox: insert select; related: select; \
           retired: delete insert select update; sync: select"
     );
     for sql in [
         "select id, a from app.t where id = 1",
-        "select key from pg2kv.outbox; delete from pg2kv.outbox where id = 1",
+        "select key from pg2kv.outbox; select pg2kv.take('{1}', '{1}')",
         "insert into pg2kv.outbox (sync, key) values ('t', '[1]')",
         "update pg2kv.meta set identity = '{}'",
         "select setval('pg2kv.bell', 5), (select last_value from pg2kv.bell)",
@@ -130,19 +130,24 @@ async fn writers_need_no_rights_and_get_none(server: Server) {
     ] {
         assert_eq!(refusal(&client, sql).await.code().code(), "42501", "{sql}");
     }
-    // Even with the way into the schema open, the functions are nobody's but the owner's.
-    run(&admin, &format!("grant usage on schema pg2kv to {writer}")).await;
     let open = format!(
         "select string_agg(oid::regprocedure::text, ', ') from pg_proc
          where pronamespace = 'pg2kv'::regnamespace and has_function_privilege('{writer}', oid, 'execute')"
     );
-    // All but one that only computes: an index on it is kept up with the writer's rights.
-    assert_eq!(text(&admin, &open).await, "pg2kv.shard(text,integer)");
+    // What watches a table of one's own, and one that only computes: an index on it is kept up with the
+    // writer's rights.
+    assert_eq!(
+        text(&admin, &open).await,
+        "pg2kv.ask(text,jsonb), pg2kv.shard(text,integer), pg2kv.tables_of(regclass), \
+         pg2kv.take_lock(regclass,text), pg2kv.unwatch(text), pg2kv.unwatch_related(text,text), \
+         pg2kv.watch(regclass,text,text[],text[],boolean,integer), \
+         pg2kv.watch_related(regclass,text,text,jsonb,text[])"
+    );
     let definers = "select string_agg(proname, ' ' order by proname) from pg_proc
                     where pronamespace = 'pg2kv'::regnamespace and prosecdef";
     assert_eq!(
         text(&admin, definers).await,
-        "approve_deletes capture_t resync status updated_t"
+        "approve_deletes capture_t perform_request resync status take updated_t"
     );
     // A body that was parsed when it was made looks no name up when it is called, and trigger functions
     // have no name without its schema.
@@ -225,15 +230,15 @@ async fn every_name_in_a_trigger_function_carries_its_schema(server: Server) {
     )
     .await;
     let functions = "select count(*)::text from pg_proc
-                     where pronamespace = 'pg2kv'::regnamespace and prorettype = 'trigger'::regtype";
+                     where pronamespace = 'pg2kv'::regnamespace and proname ~ '^(capture|updated)_'";
     assert_eq!(text(&admin, functions).await, "14");
     // Calls, casts, and operators between spaces.
     let bare = r"
         select string_agg(distinct found[1], ' ') from pg_proc,
           regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'),
-            '((?<![\w.])(?!row\M|values\M|operator\M|key\M|outbox\M|made\M|select\M|from\M)\w+ ?\(|::(?!pg_catalog\.)\w+| [-=<>|~!@#%^&*/+?]+ )',
+            '((?<![\w.])(?!row\M|not\M|and\M|or\M|coalesce\M|greatest\M|values\M|operator\M|key\M|outbox\M|made\M|select\M|from\M)\w+ ?\(|::(?!pg_catalog\.)\w+| [-=<>|~!@#%^&*/+?]+ )',
             'g') as found
-        where pronamespace = 'pg2kv'::regnamespace and prorettype = 'trigger'::regtype";
+        where pronamespace = 'pg2kv'::regnamespace and proname ~ '^(capture|updated)_'";
     assert_eq!(text(&admin, bare).await, "null");
     // And it does find what it looks for.
     run(
@@ -245,7 +250,7 @@ async fn every_name_in_a_trigger_function_carries_its_schema(server: Server) {
     assert_eq!(text(&admin, bare).await, " =  ::text f(");
 }
 
-async fn only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it(server: Server) {
+async fn only_the_owner_of_a_table_can_watch_it(server: Server) {
     let (db, admin) = with_kit(server).await;
     let role = db.role("developer");
     run(
@@ -255,8 +260,6 @@ async fn only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it(server: S
     .await;
     let watch = "select pg2kv.watch('public.t', 't', '{id}')";
     let client = db.connect_as(&role).await;
-    assert_eq!(refusal(&client, watch).await.code().code(), "42501");
-    run(&admin, &format!("grant pg2kv_owner to {role}")).await;
     let error = refusal(&client, watch).await;
     assert_eq!(
         error.message(),
@@ -264,8 +267,23 @@ async fn only_the_owner_of_a_table_who_belongs_to_the_kit_can_watch_it(server: S
     );
     run(&admin, &format!("alter table t owner to {role}")).await;
     run(&client, watch).await;
+    run(
+        &client,
+        "insert into t values (1); select pg2kv.unwatch('t')",
+    )
+    .await;
+    // By way of a role that owns it, too, and for a member that does not inherit, once it is that role.
+    let member = db.role("member");
+    run(
+        &admin,
+        &format!("create role {member} login noinherit; grant {role} to {member}"),
+    )
+    .await;
+    let client = db.connect_as(&member).await;
+    assert_eq!(refusal(&client, watch).await.code().code(), "42501");
+    run(&client, &format!("set role {role}; {watch}; reset role")).await;
     assert_eq!(
-        text(&client, "select triggers from pg2kv.status()").await,
+        text(&admin, "select triggers from pg2kv.status()").await,
         "ok"
     );
 }

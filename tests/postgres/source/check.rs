@@ -48,10 +48,10 @@ async fn what_is_wrong_is_found_and_named() {
             "plan",
         ),
         (
-            "revoke delete on pg2kv.outbox from pg2kv_daemon",
-            "grant delete on pg2kv.outbox to pg2kv_daemon",
+            "revoke execute on function pg2kv.take(bigint[], bigint[]) from pg2kv_daemon",
+            "grant execute on function pg2kv.take(bigint[], bigint[]) to pg2kv_daemon",
             "privileges",
-            "pg2kv.outbox: delete",
+            "pg2kv.take(bigint[], bigint[]): execute",
         ),
         (
             "revoke execute on function pg_control_system() from public",

@@ -8,7 +8,6 @@ use pg2kv::source::Kind;
 use pg2kv::source::lease::Candidate;
 use pg2kv::source::session::Session;
 use pg2kv::sql_kit::VERSION;
-use pg2kv::sql_kit::upgrade::NEEDS;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
@@ -244,7 +243,6 @@ async fn whoever_does_not_fit_the_schema_hears_of_it_as_leader_and_as_standby() 
     for (version, serves, fits) in [
         (VERSION + 1, VERSION, true),
         (VERSION + 1, VERSION + 1, false),
-        (NEEDS - 1, 1, false),
         (VERSION, 1, true),
     ] {
         let says = format!("update pg2kv.meta set schema_version = {version}, serves = {serves}");
