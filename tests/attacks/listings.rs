@@ -118,12 +118,9 @@ async fn a_listing_in_a_circle_ends_with_an_error() {
     for pages in [names_in_a_circle, cursors_in_a_circle] {
         let server = Server::start(pages).await;
         let base = ("PG2KV__KV__API_BASE_URL", server.base_url.as_str());
-        let verify = place
-            .command(&["verify"])
-            .env(base.0, base.1)
-            .output()
-            .await
-            .unwrap();
+        let verify = place.command(&["verify"]).env(base.0, base.1).output();
+        let verify = tokio::time::timeout(wait::DEADLINE, verify).await;
+        let verify = verify.expect("the listing ends").unwrap();
         let told = String::from_utf8(verify.stderr).unwrap();
         assert!(told.contains("the listing does not advance"), "{told}");
         assert_eq!(verify.status.code(), Some(69), "{told}");

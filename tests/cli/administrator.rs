@@ -36,12 +36,15 @@ async fn an_administrator_needs_no_password_in_the_arguments() {
 
     let home = tempfile::tempdir().unwrap();
     let at = |name: &str| home.path().join(name);
+    // The daemon's password is not the administrator's.
+    write(&at("daemon"), "of the daemon", 0o600);
     write(
         &at("pg2kv.toml"),
         &format!(
-            "[postgres]\nurl = \"{}\"\n\
+            "[postgres]\nurl = \"{}\"\npassword_file = {:?}\n\
              [sync.item]\ntable = \"public.item\"\nkey = \"item:{{id}}\"\ncolumns = [\"n\"]\n",
-            server.url_as("edge", "postgres")
+            server.url_as("edge", "postgres"),
+            at("daemon"),
         ),
         0o600,
     );
