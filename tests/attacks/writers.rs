@@ -4,11 +4,13 @@ use std::time::Instant;
 
 use super::{on_both_servers, refusal, run, take_keys, texts, with_mallory};
 use crate::support::postgres::Server;
+use crate::support::wait;
 
 on_both_servers!(
     ddl_on_key_columns_never_breaks_an_open_session,
     large_watched_values_cost_writers_of_other_columns_nothing,
     an_oversized_key_is_recorded_by_its_size,
+    unwatching_beside_a_daemon_does_not_deadlock,
 );
 
 /// Each form of the triggers: `watch`, and `watch_related` for a table beside `public.parent`.
@@ -181,4 +183,54 @@ async fn an_oversized_key_is_recorded_by_its_size(server: Server) {
     assert_eq!(keys[1].len() < 100, true, "{}", keys[1]);
     assert_eq!(keys[2].len(), 4096 + 4);
     assert_eq!(keys[3], r#"["short"]"#);
+}
+
+async fn unwatching_beside_a_daemon_does_not_deadlock(server: Server) {
+    let (db, admin, _) = with_mallory(server).await;
+    run(
+        &admin,
+        "create table public.t (id int primary key) partition by range (id);
+         create table public.t1 partition of public.t for values from (0) to (10);
+         create role daemon login in role pg2kv_daemon;
+         select pg2kv.watch('public.t', 's', '{id}'); insert into public.t values (1)",
+    )
+    .await;
+    // The daemon reads the table and then takes outbox rows, while unwatch() waits for the table.
+    let daemon = db.connect_as("daemon").await;
+    run(&daemon, "begin; select from public.t").await;
+    let unwatching = db.connect().await;
+    let unwatch = tokio::spawn(async move {
+        let done = unwatching.batch_execute("select pg2kv.unwatch('s')").await;
+        done.map_err(|error| format!("{error:?}"))
+    });
+    wait::until("unwatch() to wait for the table", async || {
+        let waits = "select pid::text from pg_locks where not granted and locktype = 'relation'";
+        (!texts(&admin, waits).await.is_empty()).then_some(())
+    })
+    .await;
+    run(
+        &daemon,
+        "select pg2kv.take(array_agg(id), array_agg(id)) from pg2kv.outbox;
+         insert into pg2kv.claim (epoch, sync, keys) values (1, 's', '{[1]}'); commit",
+    )
+    .await;
+    unwatch.await.unwrap().unwrap();
+    // The other way round: what the daemon has taken and not committed is not waited for.
+    run(
+        &admin,
+        "delete from pg2kv.claim; select pg2kv.watch('public.t', 's', '{id}'); insert into public.t values (2)",
+    )
+    .await;
+    run(
+        &daemon,
+        "begin; select pg2kv.take(array_agg(id), array_agg(id)) from pg2kv.outbox",
+    )
+    .await;
+    run(&admin, "select pg2kv.unwatch('s')").await;
+    run(&daemon, "commit").await;
+    assert!(
+        texts(&admin, "select sync from pg2kv.outbox")
+            .await
+            .is_empty()
+    );
 }
