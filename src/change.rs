@@ -3,13 +3,16 @@
 //! Owns plain values and their limits. Knows nothing of Postgres, HTTP, clocks or configuration.
 //! A value that went through a constructor here is valid from then on and is not checked again.
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+
+mod key;
+
+pub use key::{Key, Unreadable, fingerprint};
 
 /// Longest KV key in bytes of UTF-8.
 /// Source: Workers KV limits.
@@ -20,6 +23,9 @@ pub const KV_VALUE_MAX_BYTES: usize = 26_214_400;
 /// Largest metadata of a KV pair in bytes of JSON.
 /// Source: Workers KV limits.
 pub const KV_METADATA_MAX_BYTES: usize = 1_024;
+/// Longest text of a [`Key`] in bytes. Of a longer one no name of a pair can be made, whatever JSON
+/// adds to its values, so neither triggers nor daemon carry it: they carry its size and hash.
+pub const KEY_MAX_BYTES: usize = 4_096;
 /// Most pairs in one bulk request.
 /// Source: Workers KV API, bulk write.
 pub const KV_BULK_MAX_PAIRS: usize = 10_000;
@@ -96,44 +102,6 @@ fn nanos(time: Duration) -> u64 {
 /// Position of a sync in the checked configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SyncId(pub u16);
-
-/// Identity of a document within a sync: the values of its key columns as Postgres prints them in
-/// one `jsonb` array, for example `["42"]` or `[7, "eu"]`.
-///
-/// Two equal keys have equal text because `jsonb` output is canonical. The text may hold personal
-/// data, so `Debug` shows a fingerprint only.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(Arc<str>);
-
-impl Key {
-    /// A key from the text of a `jsonb` array as Postgres printed it.
-    pub fn new(jsonb_text: impl Into<Arc<str>>) -> Self {
-        Self(jsonb_text.into())
-    }
-
-    /// The `jsonb` text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// An order in which keys of one positive integer, and those of one UUID, stand as their values do,
-    /// and so as in an index.
-    pub fn index_order(&self, other: &Self) -> Ordering {
-        let lengths = self.0.len().cmp(&other.0.len());
-        lengths.then_with(|| self.0.cmp(&other.0))
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({})", fingerprint(&self.0))
-    }
-}
-
-/// Eight hexadecimal digits that stand for a key or a KV name in logs.
-pub fn fingerprint(text: &str) -> String {
-    blake3::hash(text.as_bytes()).to_hex()[..8].to_owned()
-}
 
 /// Identity of a row of `pg2kv.outbox`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -294,11 +262,32 @@ pub struct Draft {
     /// The content.
     pub value: DraftValue,
     /// MIME type of the value.
-    pub content_type: Option<String>,
+    pub content_type: Option<DraftText>,
     /// The user's own metadata, as JSON text of any kind.
-    pub metadata: Option<String>,
+    pub metadata: Option<DraftText>,
     /// How long the pair is to stand.
     pub expiry: Expiry,
+}
+
+/// A text of a [`Draft`] beside its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DraftText {
+    /// All of it.
+    Whole(String),
+    /// Far over what metadata may have, so it was left where it is.
+    TooLarge {
+        /// Its size in bytes.
+        bytes: u64,
+    },
+}
+
+impl DraftText {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Whole(text) => text.len(),
+            Self::TooLarge { .. } => 0,
+        }
+    }
 }
 
 impl Draft {
@@ -312,11 +301,21 @@ impl Draft {
         }
     }
 
+    /// What two rows of one key make where each row is a document.
+    pub fn duplicate() -> Self {
+        Self {
+            value: DraftValue::Duplicate,
+            ..Self::of(Value::Text(Bytes::new()))
+        }
+    }
+
     /// Bytes that Postgres put together for it, about.
     pub fn made(&self) -> u64 {
         match self.value {
             DraftValue::TooLarge { bytes, .. } => bytes,
-            DraftValue::Whole(_) | DraftValue::Twice => self.weight() as u64,
+            DraftValue::Whole(_) | DraftValue::Twice | DraftValue::Duplicate => {
+                self.weight() as u64
+            }
         }
     }
 
@@ -324,9 +323,11 @@ impl Draft {
     pub fn weight(&self) -> usize {
         let value = match &self.value {
             DraftValue::Whole(value) => value.bytes().len(),
-            DraftValue::TooLarge { .. } | DraftValue::Twice => 0,
+            DraftValue::TooLarge { .. } | DraftValue::Twice | DraftValue::Duplicate => 0,
         };
-        value + self.metadata.as_ref().map_or(0, String::len)
+        let texts = [&self.content_type, &self.metadata];
+        let texts = texts.into_iter().flatten().map(DraftText::weight);
+        value + texts.sum::<usize>()
     }
 }
 
@@ -335,7 +336,7 @@ impl Draft {
 pub enum DraftValue {
     /// All of it.
     Whole(Value),
-    /// Over [`KV_VALUE_MAX_BYTES`], so it was left where it is.
+    /// Over [`KV_VALUE_MAX_BYTES`], or over what the read had room for, so it was left where it is.
     TooLarge {
         /// Its size in bytes.
         bytes: u64,
@@ -345,6 +346,8 @@ pub enum DraftValue {
     },
     /// Two of its rows have the same member.
     Twice,
+    /// Two rows have the same key, and one row is one document.
+    Duplicate,
 }
 
 /// How long a pair is to stand.
@@ -381,6 +384,8 @@ pub enum Rendered {
     Nothing,
     /// No valid pair can be made of the rows.
     Poison(Poison),
+    /// The read had no room for the value. Workers KV has: it is to be read by itself.
+    Large,
 }
 
 /// Why a key cannot be written, now and at each further try.
@@ -468,6 +473,14 @@ impl Batch {
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes of its documents, about; those of names are not worth to be counted.
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Put(documents) => documents.iter().map(Document::weight).sum(),
+            Self::Delete(_) => 0,
+        }
     }
 
     /// Keeps names and hashes: an answer needs no more to be understood, and nothing is sent twice.
@@ -580,19 +593,6 @@ impl NotSentReason {
             Self::Connect => "connect",
             Self::Tls => "tls",
             Self::Fenced => "fenced",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_of_one_integer_or_uuid_are_ordered_as_their_values() {
-        let (low, high) = (r#"["09ff0000-…"]"#, r#"["0a000000-…"]"#);
-        for (one, other) in [("[9]", "[10]"), ("[10]", "[11]"), (low, high)] {
-            assert!(Key::new(one).index_order(&Key::new(other)).is_lt(), "{one}");
         }
     }
 }

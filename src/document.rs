@@ -14,8 +14,9 @@ use smallvec::SmallVec;
 pub use template::{Template, TemplateError};
 
 use crate::change::{
-    ContentHash, Document, Draft, DraftValue, Expiration, Expiry, KV_TTL_MIN_SECONDS,
-    KV_VALUE_MAX_BYTES, KvName, Poison, PoisonReason, Rendered, Value,
+    ContentHash, Document, Draft, DraftValue, Expiration, Expiry, KV_NAME_MAX_BYTES,
+    KV_TTL_MIN_SECONDS, KV_VALUE_MAX_BYTES, Key, KvName, Poison, PoisonReason, Rendered,
+    Unreadable, Value,
 };
 
 /// Member of a pair's metadata that holds the content hash as 32 hexadecimal digits.
@@ -45,16 +46,48 @@ pub fn render(template: &Template, columns: &[String], draft: Option<Draft>) -> 
     let Some(draft) = draft else {
         return Rendered::Delete(name);
     };
+    if let DraftValue::TooLarge { bytes, .. } = draft.value
+        && bytes <= KV_VALUE_MAX_BYTES as u64
+    {
+        return Rendered::Large;
+    }
     match document(name.clone(), draft) {
         Ok(document) => Rendered::Put(document),
         Err(poison) => Rendered::Poison(poison.of(name)),
     }
 }
 
+/// Why no pair can be made for a key that is known by its size and hash; `None` for other keys.
+pub fn unreadable(key: &Key) -> Option<Poison> {
+    Some(match key.unreadable()? {
+        Unreadable::Oversized(bytes) => Poison::new(
+            PoisonReason::KeyTooLong,
+            format!(
+                "the key has {bytes} bytes; Workers KV allows {KV_NAME_MAX_BYTES}. Give the row a \
+                 shorter key, then run `pg2kv resync`"
+            ),
+        ),
+        Unreadable::Undecodable(bytes) => Poison::new(
+            PoisonReason::IllegalKey,
+            format!(
+                "the key has {bytes} bytes that are not a text in UTF-8, as a KV key must be. Correct \
+                 the row's key, then run `pg2kv resync`"
+            ),
+        ),
+    })
+}
+
 fn document(name: KvName, draft: Draft) -> Result<Document, Poison> {
     let value = match draft.value {
         DraftValue::Whole(value) => value,
         DraftValue::TooLarge { bytes, shards } => return Err(too_large(bytes, shards)),
+        DraftValue::Duplicate => {
+            return Err(Poison::new(
+                PoisonReason::RowError,
+                "two rows have the same key; delete or change one of them, and put a unique index \
+                 on the key columns",
+            ));
+        }
         DraftValue::Twice => {
             return Err(Poison::new(
                 PoisonReason::RowError,
@@ -77,7 +110,7 @@ fn document(name: KvName, draft: Draft) -> Result<Document, Poison> {
             ),
         ));
     }
-    let own = metadata::own_members(draft.content_type.as_deref(), draft.metadata.as_deref())?;
+    let own = metadata::own_members(draft.content_type.as_ref(), draft.metadata.as_ref())?;
     let hash = content_hash(&value, draft.expiry, &own);
     Ok(Document {
         name,

@@ -243,8 +243,10 @@ pub enum FailureKind {
     Connection,
     /// Another leader has taken over.
     Fenced,
-    /// The expression fails for one of the rows.
+    /// Reading one of the rows fails, now and at each further try.
     Row,
+    /// Reading one of the rows fails for a reason that may pass: it takes too long, or waits for a lock.
+    RowTransient,
     /// The relation cannot be read as configured: column gone, privilege, row-level security.
     Relation,
     /// Rolled back by the server for a reason that passes: try again.
@@ -256,12 +258,18 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Whether some row is at fault: the others can be read without it.
+    pub const fn is_of_rows(self) -> bool {
+        matches!(self, Self::Row | Self::RowTransient)
+    }
+
     /// The kind as a metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Connection => "connection",
             Self::Fenced => "fenced",
             Self::Row => "row",
+            Self::RowTransient => "row_transient",
             Self::Relation => "relation",
             Self::Transient => "transient",
             Self::Refused => "refused",

@@ -94,7 +94,7 @@ impl Listing {
         let (name, wanted) = match rendered {
             Some(Rendered::Put(document)) => (Some(&document.name), Some(content(document.hash))),
             Some(Rendered::Poison(poison)) => (poison.name.as_ref(), None),
-            None => (None, None),
+            None | Some(Rendered::Large) => (None, None),
             Some(Rendered::Delete(_) | Rendered::Nothing) => return Judged::Unpublished,
         };
         let name = name.map(|name| id(name.as_str()));

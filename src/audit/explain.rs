@@ -201,7 +201,7 @@ async fn look(
             match document::render(target.template, &row.columns, row.draft) {
                 Rendered::Put(document) => Wanted::Pair(document),
                 Rendered::Poison(poison) => Wanted::Poison(poison),
-                Rendered::Delete(_) | Rendered::Nothing => {
+                Rendered::Delete(_) | Rendered::Nothing | Rendered::Large => {
                     Wanted::Nothing(auditor.presence(source, key).await?)
                 }
             }

@@ -332,7 +332,10 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
                 Some(Rendered::Delete(_)) => foreign += 1,
                 Some(Rendered::Put(document)) if document.name != name => foreign += 1,
                 // The row is here by now, or cannot be rendered: the walk has seen it.
-                Some(Rendered::Put(_) | Rendered::Poison(_) | Rendered::Nothing) | None => {}
+                Some(
+                    Rendered::Put(_) | Rendered::Poison(_) | Rendered::Nothing | Rendered::Large,
+                )
+                | None => {}
             }
         })
         .await?;
@@ -385,8 +388,11 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
             let rows = self.auditor.read(self.target.source, rest).await?;
             let read = rows.len().max(1);
             for (key, row) in rest.iter().zip(rows) {
-                let rendered =
-                    row.map(|row| document::render(self.target.template, &row.columns, row.draft));
+                let rendered = match document::unreadable(key) {
+                    Some(poison) => Some(Rendered::Poison(poison)),
+                    None => row
+                        .map(|row| document::render(self.target.template, &row.columns, row.draft)),
+                };
                 see(key, rendered.as_ref());
             }
             rest = rest.get(read..).unwrap_or_default();

@@ -112,7 +112,7 @@ impl From<ConfigErrors> for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match error.kind() {
-            Kind::Connection | Kind::Transient => EXIT_UNAVAILABLE,
+            Kind::Connection | Kind::Transient | Kind::RowTransient => EXIT_UNAVAILABLE,
             Kind::Fenced | Kind::Row | Kind::Relation | Kind::Refused | Kind::Schema => 1,
         };
         let help = error.hint().map(str::to_owned);

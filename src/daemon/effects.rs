@@ -264,7 +264,13 @@ impl World {
         let template = &self.sync(request.sync).template;
         let render =
             |row: source::session::Row| document::render(template, &row.columns, row.draft);
-        session.prepare_with(request, render).await
+        let mut claimed = session.prepare_with(request, render).await?;
+        for (rendered, key) in claimed.rows.iter_mut().zip(&request.keys) {
+            if let Some(poison) = document::unreadable(key) {
+                *rendered = Rendered::Poison(poison);
+            }
+        }
+        Ok(claimed)
     }
 
     /// One page of the names under the sync's prefix. Only names that pg2kv wrote become keys:

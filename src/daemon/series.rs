@@ -26,10 +26,11 @@ const POISON_REASONS: [PoisonReason; 7] = [
     PoisonReason::RowError,
     PoisonReason::Rejected,
 ];
-const FAILURE_KINDS: [FailureKind; 7] = [
+const FAILURE_KINDS: [FailureKind; 8] = [
     FailureKind::Connection,
     FailureKind::Fenced,
     FailureKind::Row,
+    FailureKind::RowTransient,
     FailureKind::Relation,
     FailureKind::Transient,
     FailureKind::Refused,

@@ -49,7 +49,7 @@ impl Sizes {
 fn size(rendered: &Rendered) -> u64 {
     match rendered {
         Rendered::Put(document) => document.value.bytes().len() as u64,
-        Rendered::Delete(_) | Rendered::Nothing | Rendered::Poison(_) => 0,
+        Rendered::Delete(_) | Rendered::Nothing | Rendered::Poison(_) | Rendered::Large => 0,
     }
 }
 

@@ -9,16 +9,19 @@ use std::sync::Arc;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
 use super::{METADATA_HASH_MEMBER, METADATA_TYPE_MEMBER};
-use crate::change::{ContentHash, KV_METADATA_MAX_BYTES, Poison, PoisonReason};
+use crate::change::{ContentHash, DraftText, KV_METADATA_MAX_BYTES, Poison, PoisonReason};
 
 /// The members that are not the hash, as JSON without the braces; empty where there are none.
 ///
 /// # Errors
 /// [`PoisonReason::BadMetadata`].
 pub(super) fn own_members(
-    content_type: Option<&str>,
-    metadata: Option<&str>,
+    content_type: Option<&DraftText>,
+    metadata: Option<&DraftText>,
 ) -> Result<String, Poison> {
+    let content_type = content_type.map(|text| whole("content_type", text));
+    let metadata = metadata.map(|text| whole("the metadata", text));
+    let (content_type, metadata) = (content_type.transpose()?, metadata.transpose()?);
     let mut members = match content_type {
         None => String::new(),
         Some(text) => type_member(text)?,
@@ -88,6 +91,15 @@ fn type_member(text: &str) -> Result<String, Poison> {
     }
     let text = serde_json::Value::from(text);
     Ok(format!(r#""{METADATA_TYPE_MEMBER}":{text}"#))
+}
+
+fn whole<'a>(what: &str, text: &'a DraftText) -> Result<&'a str, Poison> {
+    match text {
+        DraftText::Whole(text) => Ok(text),
+        DraftText::TooLarge { bytes } => Err(bad(format!(
+            "{what} has {bytes} bytes; Workers KV allows {KV_METADATA_MAX_BYTES} for both"
+        ))),
+    }
 }
 
 fn bad(detail: impl Into<String>) -> Poison {

@@ -2,7 +2,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::KV_METADATA_MAX_BYTES;
+use crate::change::{DraftText, KV_METADATA_MAX_BYTES};
 
 fn strings(values: &[&str]) -> Vec<String> {
     values.iter().map(|value| (*value).to_owned()).collect()
@@ -179,8 +179,8 @@ fn poison(draft: Draft) -> Poison {
 
 fn with_metadata(content_type: Option<&str>, metadata: Option<&str>) -> Draft {
     Draft {
-        content_type: content_type.map(str::to_owned),
-        metadata: metadata.map(str::to_owned),
+        content_type: content_type.map(|text| DraftText::Whole(text.to_owned())),
+        metadata: metadata.map(|text| DraftText::Whole(text.to_owned())),
         ..Draft::of(words("v"))
     }
 }

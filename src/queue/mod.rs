@@ -13,6 +13,7 @@ mod cooling;
 mod entry;
 mod held;
 mod resolve;
+mod room;
 pub mod seen;
 
 use std::cmp::Reverse;
@@ -25,16 +26,13 @@ use smallvec::{SmallVec, smallvec};
 
 use self::cooling::Cooling;
 use self::entry::{Dirty, Entry, Trouble};
-use crate::change::{ClaimId, Key, Mono, OutboxId, SyncId};
+use crate::change::{ClaimId, KV_NAME_MAX_BYTES, Key, Mono, OutboxId, SyncId};
 
 /// Rows of the outbox that speak of one key: mostly one, and then without room of its own.
 pub type OutboxIds = SmallVec<[OutboxId; 2]>;
 
 /// Outbox rows that one waiting key may hold before all but the oldest are called redundant.
 const IDS_PER_KEY_MAX: usize = 1_000;
-
-/// Keys that only wait out their interval and take no room, for each key of `keys_max`.
-const COOLING_SHARE: usize = 4;
 
 /// Limits and times of a [`Queue`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +132,8 @@ pub struct Queue {
     /// Keys that need nothing, but were written less than `key_interval` ago.
     cooling: Cooling,
     redundant: Vec<OutboxId>,
+    /// Bytes of the keys.
+    key_bytes: usize,
     in_flight: usize,
     in_doubt: usize,
     /// Keys that wait for a person, by sync.
@@ -153,6 +153,7 @@ impl Queue {
             due: (0..syncs).map(|_| BTreeSet::new()).collect(),
             cooling: Cooling::default(),
             redundant: Vec::new(),
+            key_bytes: 0,
             in_flight: 0,
             in_doubt: 0,
             held: vec![0; syncs],
@@ -172,20 +173,6 @@ impl Queue {
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Distinct keys that may still be added.
-    ///
-    /// Keys that wait for a person take no room from the others, or these would wait too. Nor do
-    /// those that only wait out their interval, of which little is kept, or they would bound the keys
-    /// that are written in that time. Both have their limits: as many as `keys_max` of the one, and
-    /// [`COOLING_SHARE`] times as many of the other.
-    pub fn room(&self) -> usize {
-        let keys_max = self.settings.keys_max;
-        let held = self.held.iter().sum::<usize>().min(keys_max);
-        let free = keys_max.saturating_mul(COOLING_SHARE);
-        let cooling = self.cooling.len().saturating_sub(free);
-        keys_max.saturating_sub(self.active() - held + cooling)
     }
 
     /// Keys that are being written.
@@ -298,10 +285,11 @@ impl Queue {
         before
     }
 
-    /// Takes up to `max` due keys of `sync`.
+    /// Takes up to `max` due keys of `sync`, and fewer where they are longer than names may be.
     pub fn take(&mut self, now: Mono, sync: SyncId, max: usize) -> Vec<Taken> {
         let mut taken = Vec::new();
-        while taken.len() < max {
+        let (mut bytes, bytes_max) = (0, max.saturating_mul(KV_NAME_MAX_BYTES));
+        while taken.len() < max && bytes < bytes_max {
             let Some(&(at, slot)) = self.due[usize::from(sync.0)].first() else {
                 break;
             };
@@ -317,6 +305,7 @@ impl Queue {
             entry.retry_at = None;
             let was_held = std::mem::replace(&mut entry.held, false);
             let key = entry.key.clone();
+            bytes += key.as_str().len();
             let dirty = entry.dirty.take();
             if let Some(dirty) = &dirty {
                 entry.again |= dirty.again;
@@ -460,6 +449,7 @@ impl Queue {
             return slot;
         }
         let calm = self.cooling.take(hash);
+        self.key_bytes += key.as_str().len();
         let entry = Entry {
             sync,
             key,
@@ -582,6 +572,7 @@ impl Queue {
     /// Lets go of a key; returns its hash.
     fn remove(&mut self, slot: Slot) -> Option<u64> {
         let entry = self.entries.get_mut(slot.0 as usize)?.take()?;
+        self.key_bytes -= entry.key.as_str().len();
         let hash = self.hash(entry.sync, &entry.key);
         if let Ok(found) = self.index.find_entry(hash, |other| *other == slot) {
             found.remove();

@@ -8,6 +8,7 @@ mod capture;
 mod clean;
 mod expand;
 mod leadership;
+mod rows;
 
 use std::collections::VecDeque;
 

@@ -12,11 +12,12 @@ use futures_util::TryStreamExt as _;
 use tokio_postgres::types::ToSql;
 
 use super::claim::Reader;
-use super::error::{Error, Kind, Place};
+use super::error::{Error, Place};
+use super::key_bytes::{Raw, undecodable};
 use super::link::{Link, Role};
 use super::session::Row;
 use super::{Settings, SyncSource, schema};
-use crate::change::{Epoch, Key};
+use crate::change::{DraftValue, Epoch, KV_VALUE_MAX_BYTES, Key};
 use crate::ledger::{ClaimRequest, Walked};
 
 /// Bytes of documents held at once.
@@ -29,11 +30,14 @@ const NO_EPOCH: Epoch = Epoch(-1);
 /// One snapshot, so that a key on its way from the outbox into a claim shows in one of them. A row
 /// without a key stands for every key, and so does a marker that names none.
 const PENDING: &str = "\
-    select (case when jsonb_typeof(key) = 'object' then key->'again' else key end)::text
-      from pg2kv.outbox where sync = $1
-    union all select unnest(keys) from pg2kv.claim where sync = $1
-    union all select null from pg2kv.backfill where sync = $1
-    union all select null from pg2kv.sync where name = $1 and backfilled_at is null";
+    select {key} from (
+      select (case when jsonb_typeof(key) = 'object' and key->'md5' is null then key->'again'
+          else key end)::text as text
+        from pg2kv.outbox where sync = $1
+      union all select unnest(keys) from pg2kv.claim where sync = $1
+      union all select null::text from pg2kv.backfill where sync = $1
+      union all select null::text from pg2kv.sync where name = $1 and backfilled_at is null
+    ) as k where k.text is null or octet_length(k.text) <= 65536";
 
 /// How many keys that is at the most: a key counts as often as it stands there.
 const WAITING: &str = "\
@@ -60,7 +64,8 @@ const AUDITED: &str = "\
     )
     select exists (select from fence)";
 
-const LETTERS: &str = "select key::text from pg2kv.dead_letter where sync = $1";
+const LETTERS: &str = "select {key} from (
+      select key::text as text from pg2kv.dead_letter where sync = $1) as k";
 
 /// A connection that compares. See the module.
 pub struct Auditor {
@@ -124,7 +129,7 @@ impl Auditor {
         sync: &SyncSource,
         keys: &[Key],
     ) -> Result<Vec<Option<Row>>, Error> {
-        let mut count = keys.len();
+        let (mut count, mut max_bytes) = (keys.len(), READ_MAX_BYTES);
         loop {
             let request = ClaimRequest {
                 sync: sync.id,
@@ -132,11 +137,29 @@ impl Auditor {
                 claim: Vec::new(),
                 ids: Vec::new(),
                 backfill: None,
-                max_bytes: READ_MAX_BYTES,
+                max_bytes,
             };
             match reader.prepare(NO_EPOCH, sync, &request, &|row| row).await {
-                Ok(claimed) => return Ok(claimed.rows.into_iter().map(Some).collect()),
-                Err(failed) if failed.error.kind() != Kind::Row => return Err(failed.error),
+                Ok(claimed) => {
+                    // One that the read had no room for is read by itself.
+                    let large = |row: &Row| {
+                        let value = row.draft.as_ref().map(|draft| &draft.value);
+                        matches!(value, Some(DraftValue::TooLarge { bytes, .. })
+                            if *bytes <= KV_VALUE_MAX_BYTES as u64)
+                    };
+                    let mut rows: Vec<Row> = claimed.rows;
+                    let first = rows.iter().position(large);
+                    match first {
+                        Some(0) if max_bytes < KV_VALUE_MAX_BYTES => {
+                            (count, max_bytes) = (1, KV_VALUE_MAX_BYTES);
+                            continue;
+                        }
+                        Some(at) => rows.truncate(at.max(1)),
+                        None => {}
+                    }
+                    return Ok(rows.into_iter().map(Some).collect());
+                }
+                Err(failed) if !failed.error.is_of_rows() => return Err(failed.error),
                 Err(_) if count <= 1 => return Ok(vec![None]),
                 // The row that fails is found by halving.
                 Err(_) => count /= 2,
@@ -266,20 +289,36 @@ impl Auditor {
         sync: &SyncSource,
         mut tell: impl FnMut(&str),
     ) -> Result<bool, Error> {
-        let sql = self.settings.sql(sql);
-        self.link
+        let encoding = self.link.encoding();
+        let sql = self
+            .settings
+            .sql(&sql.replace("{key}", &encoding.raw("k.text")));
+        let mut unknown = Vec::new();
+        let every = self
+            .link
             .call(doing, 2, Place::Own, async {
                 let rows = self.link.client().query_raw(&sql, [&sync.name]).await?;
                 let mut rows = pin!(rows);
                 let mut every = false;
                 while let Some(row) = rows.try_next().await? {
-                    match row.try_get::<_, Option<&str>>(0)? {
-                        Some(key) => tell(key),
+                    match Raw::at(&row, 0)? {
+                        Some(key) => match encoding.text(key) {
+                            Some(key) => tell(key),
+                            None => unknown.push(key.to_vec()),
+                        },
                         None => every = true,
                     }
                 }
                 Ok(every)
             })
-            .await
+            .await?;
+        let texts = encoding.texts(&self.link, unknown.clone()).await?;
+        for (bytes, text) in unknown.iter().zip(texts) {
+            match text {
+                Some(key) => tell(&key),
+                None => tell(undecodable(bytes).as_str()),
+            }
+        }
+        Ok(every)
     }
 }

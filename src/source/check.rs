@@ -185,10 +185,11 @@ async fn connect(settings: &Settings, findings: &mut Vec<Finding>) -> Result<Lin
     ));
     let encoding: &str = row.get(3);
     if encoding != "UTF8" {
-        findings.push(Finding::bad(
+        findings.push(Finding::doubtful(
             "encoding",
-            format!("the database is in {encoding}"),
-            "KV keys and JSON are UTF-8; text that has no such form will fail row by row",
+            format!("the database is in {encoding}, and KV keys and JSON are UTF-8"),
+            "each row whose key or document has bytes that cannot be converted becomes a dead letter; \
+             the others flow",
         ));
     }
     if settings.doorbell && row.get::<_, i32>(4) > 0 {

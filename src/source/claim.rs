@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
+use self::read::Room;
 use super::error::{Error, Kind, Place};
 use super::link::Link;
 use super::rows::Plan;
@@ -122,11 +123,21 @@ impl Reader {
         Ok(prepared)
     }
 
-    /// After a failure of the relation: it may have changed, so the catalog is read again next time.
-    async fn forget(&self, sync: &SyncSource, error: &Error) {
+    /// Whether a row or the relation is at fault: the statement without rows fails for the relation's
+    /// reason only. Then it may have changed, and the catalog is read again next time.
+    async fn blame(&self, prepared: &Prepared, sync: &SyncSource, error: Error) -> Error {
+        let error = if error.is_of_rows() {
+            match prepared.plan.try_out(&self.link, sync).await {
+                Ok(()) => error,
+                Err(proof) => proof,
+            }
+        } else {
+            error
+        };
         if error.kind() == Kind::Relation {
             self.plans.lock().await.remove(&sync.id);
         }
+        error
     }
 
     /// See `Session::prepare_with`.
@@ -144,6 +155,10 @@ impl Reader {
         let doing = format!("claiming and reading keys of sync {}", sync.name);
         let keys: Vec<&str> = request.keys.iter().map(Key::as_str).collect();
         let first = prepared.chunk(keys.len(), request.max_bytes);
+        let room = Room {
+            bytes: request.max_bytes,
+            value: request.max_bytes,
+        };
         // What a walk found is a stretch of the index, whatever of it is under way already.
         let walked = matches!(
             request.backfill,
@@ -157,7 +172,7 @@ impl Reader {
                 Ok(tokio::join!(
                     biased;
                     self.claim(epoch, sync, request),
-                    self.read(&prepared, sync, &keys[..first], walked, request.max_bytes, make),
+                    self.read(&prepared, sync, &keys[..first], walked, room, make),
                 ))
             })
             .await
@@ -166,27 +181,30 @@ impl Reader {
         let mut read = match read {
             Ok(read) => read,
             Err(error) => {
-                self.forget(sync, &error).await;
+                let error = self.blame(&prepared, sync, error).await;
                 return Err(PrepareError { claim, error });
             }
         };
         prepared.learn(&read);
         while !read.full && read.rows.len() < keys.len() && read.bytes < request.max_bytes {
             let from = read.rows.len();
-            let room = request.max_bytes - read.bytes;
-            let to = from + prepared.chunk(keys.len() - from, room);
-            let next = self
-                .link
-                .within(
-                    &doing,
-                    read::STATEMENTS,
-                    self.read(&prepared, sync, &keys[from..to], walked, room, make),
-                )
-                .await
-                .map_err(|error| PrepareError { claim, error })?;
+            let room = Room {
+                bytes: request.max_bytes - read.bytes,
+                ..room
+            };
+            let to = from + prepared.chunk(keys.len() - from, room.bytes);
+            let next = self.read(&prepared, sync, &keys[from..to], walked, room, make);
+            let next = self.link.within(&doing, read::STATEMENTS, next).await;
+            let next = match next {
+                Ok(next) => next,
+                Err(error) => {
+                    let error = self.blame(&prepared, sync, error).await;
+                    return Err(PrepareError { claim, error });
+                }
+            };
             prepared.learn(&next);
             // The first row of a read comes whatever its size; here it must fit.
-            if next.bytes > room {
+            if next.bytes > room.bytes {
                 break;
             }
             read.rows.extend(next.rows);
@@ -278,22 +296,41 @@ impl Reader {
                 .collect();
             let parameters: [&(dyn ToSql + Sync); 1] = [&texts];
             let query = self.link.client().query(&prepared.plan.keys, &parameters);
-            match self.link.call(&doing, 1, Place::Relation, query).await {
+            match self.link.call(&doing, 1, Place::Rows, query).await {
                 Ok(rows) => {
                     for (key, row) in keys[part].iter_mut().zip(&rows) {
                         *key = row.get::<_, Option<&str>>(0).map(Key::new);
                     }
                 }
-                // A name whose text is no value of the column's type was not made of a row.
-                Err(error) if error.kind() == Kind::Row && part.len() <= 1 => {}
-                Err(error) if error.kind() == Kind::Row => {
+                Err(error) if !error.is_of_rows() => return Err(error),
+                Err(error) => {
+                    if part.len() == columns.len() {
+                        self.try_keys(&prepared, &doing).await?;
+                    }
                     let middle = part.start + part.len() / 2;
-                    parts.extend([part.start..middle, middle..part.end]);
+                    match part.len() {
+                        // A name whose text is no value of the column's type was not made of a row.
+                        0 | 1 if error.kind() == Kind::Row => {}
+                        0 | 1 => return Err(error),
+                        _ => parts.extend([part.start..middle, middle..part.end]),
+                    }
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(keys)
+    }
+
+    /// Making keys of no names fails only if the types are not what they were.
+    async fn try_keys(&self, prepared: &Prepared, doing: &str) -> Result<(), Error> {
+        let none: [&str; 0] = [];
+        let none = none.as_slice();
+        let parameters: [&(dyn ToSql + Sync); 1] = [&none];
+        let query = self.link.client().query(&prepared.plan.keys, &parameters);
+        let found = self.link.call(doing, 1, Place::Relation, query).await;
+        found.map(drop).map_err(|error| match error.kind() {
+            Kind::Row => error.into_kind(Kind::Relation),
+            _ => error,
+        })
     }
 
     /// Whether a walk that has come to `position` has `key` still ahead of it.
@@ -309,7 +346,7 @@ impl Reader {
         let client = self.link.client();
         let row = client.query_one(&prepared.plan.ahead, &parameters);
         let doing = "comparing a key with the position of a backfill";
-        let row = self.link.call(doing, 2, Place::Relation, row).await?;
+        let row = self.link.call(doing, 2, Place::Rows, row).await?;
         Ok(row.get::<_, Option<bool>>(0).unwrap_or(true))
     }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use tokio_postgres::error::DbError;
+use tokio_postgres::error::{DbError, Severity};
 
 use crate::ledger::Failure;
 
@@ -36,8 +36,12 @@ pub(crate) enum Place {
     Connect,
     /// Objects of the pg2kv schema and the catalog.
     Own,
-    /// A watched relation, read by the operator's expression.
+    /// A watched relation as the catalog has it: no row is looked at.
     Relation,
+    /// Rows of a watched relation. Their code (expressions, functions, types) may raise any SQLSTATE
+    /// with any text, so neither is believed: the text is not shown, and whether the row or the
+    /// relation is at fault is found by the same statement without rows.
+    Rows,
 }
 
 impl Error {
@@ -59,10 +63,15 @@ impl Error {
         self
     }
 
-    /// The same failure, about the whole relation.
-    pub(crate) fn into_relation(mut self) -> Self {
-        self.kind = Kind::Relation;
+    /// The same failure of another kind.
+    pub(crate) fn into_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
         self
+    }
+
+    /// Whether rows are at fault, if the same statement works without them.
+    pub(crate) fn is_of_rows(&self) -> bool {
+        self.kind.is_of_rows()
     }
 
     /// This process is no longer the leader.
@@ -96,8 +105,21 @@ impl Error {
 
     fn from_server(place: Place, doing: &str, db: &DbError) -> Self {
         let code = db.code().code();
+        // Whatever a statement's error claims, its connection lives on.
+        let ends = !matches!(db.parsed_severity(), Some(Severity::Error));
+        let place = if ends && place != Place::Connect {
+            Place::Own
+        } else {
+            place
+        };
         let verdict = classify(place, code);
-        let said = if quotes_rows(code) {
+        let quotes = match place {
+            Place::Rows => true,
+            // With a context it comes from a function of the table's owner: any text.
+            Place::Relation => db.where_().is_some() || quotes_rows(code),
+            Place::Own | Place::Connect => quotes_rows(code),
+        };
+        let said = if quotes {
             format!("{} (SQLSTATE {code})", class_name(code))
         } else {
             format!("{} (SQLSTATE {code})", one_line(db.message()))
@@ -116,6 +138,14 @@ impl Error {
         let mut said = one_line(&error.to_string());
         let mut kind = Kind::Connection;
         let mut hint = None;
+        if place == Place::Rows && said.starts_with("error deserializing column") {
+            // The connection is as good as before.
+            return Self::new(
+                Kind::Row,
+                doing,
+                "a value has bytes that are no value of its type",
+            );
+        }
         if let Some(tls) = tls_cause(&error) {
             kind = Kind::Refused;
             hint = Some(tls_hint(tls));
@@ -227,6 +257,9 @@ const INSTALL: &str = "run `pg2kv install`, or `psql -f install.sql` as a superu
 const GRANT: &str = "grant the daemon's role to this user (`grant pg2kv_daemon to <user>`), or run \
                      `pg2kv install` again";
 
+const ENCODING: &str = "a text has characters that the encoding of the database lacks: use others in \
+                        the configuration, or a database in UTF8";
+
 /// SQLSTATE → meaning. The class (first two characters) decides unless a full code is listed.
 /// Source: PostgreSQL documentation, appendix A.
 fn classify(place: Place, code: &str) -> Verdict {
@@ -234,6 +267,14 @@ fn classify(place: Place, code: &str) -> Verdict {
     let class = code.get(..2).unwrap_or("");
     let (kind, hint) = match (place, class, code) {
         // Wherever it happens.
+        (Place::Rows, _, "57014") => (
+            Kind::RowTransient,
+            Some("the statement ran into statement_timeout"),
+        ),
+        (Place::Rows, "40" | "53" | "58", _) | (Place::Rows, _, "55P03") => {
+            (Kind::RowTransient, None)
+        }
+        (Place::Rows, _, _) => (Row, None),
         (_, _, "40001" | "40P01" | "40003") => (Transient, None),
         (Place::Relation, _, "55P03") => (
             Relation,
@@ -246,6 +287,7 @@ fn classify(place: Place, code: &str) -> Verdict {
             Some("the server is starting up or shutting down"),
         ),
         (_, "40" | "53" | "58", _) => (Transient, None),
+        (Place::Relation, "08" | "57" | "26" | "34" | "28", _) => (Relation, None),
         (_, "08" | "57", _) => (Connection, None),
         // A statement of another session, or none: what a transaction pooler does to a session.
         (_, "26" | "34", _) => (Connection, None),
@@ -267,13 +309,13 @@ fn classify(place: Place, code: &str) -> Verdict {
         (Place::Own, _, "42501") => (Refused, Some(GRANT)),
         // The server became a standby, or was set read-only, under an open session.
         (Place::Own, "25", _) => (Connection, None),
+        (Place::Own, _, "22021" | "22P05") => (Refused, Some(ENCODING)),
         (Place::Own, _, _) => (Refused, None),
 
         (Place::Relation, _, "25006") => (
             Relation,
             Some("expressions must not write: they run in a read-only transaction"),
         ),
-        (Place::Relation, "25", _) => (Connection, None),
         (Place::Relation, _, "42501") => (
             Relation,
             Some(
@@ -306,13 +348,21 @@ fn quotes_rows(code: &str) -> bool {
 }
 
 fn class_name(code: &str) -> &'static str {
+    match code {
+        "22021" | "22P05" => return "a text has bytes that cannot be converted to UTF-8",
+        "25006" => return "an expression writes, and it runs in a read-only transaction",
+        "57014" => return "it took longer than statement_timeout",
+        "55P03" => return "a lock was not available in time",
+        _ => {}
+    }
     match code.get(..2).unwrap_or("") {
         "21" => "an expression gave more than one row",
         "22" => "a value does not fit its type or function",
         "23" => "a constraint is violated",
         "38" | "39" | "2F" | "P0" => "a function raised an error",
         "54" => "a value is over a limit of the server",
-        _ => "the server reported an internal error",
+        "XX" => "the server reported an internal error",
+        _ => "the server reported an error",
     }
 }
 
@@ -400,6 +450,15 @@ mod tests {
             (Place::Own, "25006", Kind::Connection),
             (Place::Own, "40001", Kind::Transient),
             (Place::Relation, "57014", Kind::Transient),
+            (Place::Relation, "08006", Kind::Relation),
+            (Place::Rows, "42P01", Kind::Row),
+            (Place::Rows, "08006", Kind::Row),
+            (Place::Rows, "28000", Kind::Row),
+            (Place::Rows, "57P01", Kind::Row),
+            (Place::Rows, "26000", Kind::Row),
+            (Place::Rows, "57014", Kind::RowTransient),
+            (Place::Rows, "55P03", Kind::RowTransient),
+            (Place::Rows, "40001", Kind::RowTransient),
             (Place::Own, "53100", Kind::Transient),
             (Place::Connect, "53300", Kind::Transient),
             (Place::Connect, "57P03", Kind::Connection),

@@ -79,7 +79,7 @@ impl Expander {
         let count = u32::try_from(markers.len()).unwrap_or(u32::MAX);
         let client = link.client();
         let rows = link
-            .call(&doing, count.saturating_add(2), Place::Relation, async {
+            .call(&doing, count.saturating_add(2), Place::Rows, async {
                 let (begun, rows, committed) = tokio::join!(
                     biased;
                     client.batch_execute(BEGIN),

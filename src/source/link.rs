@@ -16,6 +16,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Kind, Place};
+use super::key_bytes::Encoding;
 use super::names::Client;
 use super::{SERVER_VERSION_MIN, Settings, TlsMode, tls};
 
@@ -63,6 +64,7 @@ pub(crate) struct Link {
     down: CancellationToken,
     task: AbortHandle,
     statement_limit: Duration,
+    encoding: Encoding,
 }
 
 /// Where notifications of a connection go: a full channel already says all there is to say.
@@ -78,7 +80,7 @@ impl Link {
         role: Role,
         bell: Option<Bell>,
     ) -> Result<Self, Error> {
-        let link = Self::connect(settings, role, bell).await?;
+        let mut link = Self::connect(settings, role, bell).await?;
         if role != Role::Raw {
             link.set_up(settings, role).await?;
         }
@@ -130,11 +132,12 @@ impl Link {
             down,
             task,
             statement_limit: settings.statement_timeout,
+            encoding: Encoding::Utf8,
         })
     }
 
     /// One batch that makes the session independent of what role, database or server are set to.
-    async fn set_up(&self, settings: &Settings, role: Role) -> Result<(), Error> {
+    async fn set_up(&mut self, settings: &Settings, role: Role) -> Result<(), Error> {
         let doing = "setting up a session";
         let idle = if role == Role::Lease {
             settings.lease_ttl
@@ -170,10 +173,11 @@ impl Link {
         );
         self.call(doing, 1, Place::Own, self.client.batch_execute(&batch))
             .await?;
-        let version: i32 = self
-            .call(doing, 2, Place::Own, self.client.query_one(VERSION, &[]))
-            .await?
-            .get(0);
+        let server = self
+            .call(doing, 2, Place::Own, self.client.query_one(SERVER, &[]))
+            .await?;
+        let version: i32 = server.get(0);
+        self.encoding = Encoding::of(server.get(1));
         if version < SERVER_VERSION_MIN {
             return Err(Error::new(
                 Kind::Refused,
@@ -193,6 +197,11 @@ impl Link {
     /// What sends statements. Use it inside the future given to [`Self::call`] only.
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The encoding of the database.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
     }
 
     /// Runs one group of statements under a deadline of so many statements.
@@ -253,7 +262,8 @@ impl Link {
     }
 }
 
-const VERSION: &str = "select current_setting('server_version_num')::int4";
+const SERVER: &str =
+    "select current_setting('server_version_num')::int4, current_setting('server_encoding')";
 
 /// Claims must be on disk before a write to KV goes out. A stronger setting of the role
 /// (`remote_apply`) is kept; weaker ones (`off`, `local`, `remote_write`) become `on`.

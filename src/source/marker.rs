@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use super::key_bytes::undecodable;
 use crate::change::{Changed, Key, Related};
 
 /// The marker that has a key written again: `{"again": [7, "eu"]}`. In SQL it is made by
@@ -21,12 +22,30 @@ pub(crate) fn asked(key: Option<&str>) -> Option<Changed> {
     if text.starts_with('[') {
         return Some(Changed::Key(Key::new(text)));
     }
+    let key = Key::new(text);
+    if key.unreadable().is_some() {
+        return Some(Changed::Key(key));
+    }
     if let Some(related) = related(text) {
         return Some(Changed::Related(related));
     }
     // The text between is kept as it stands, since a key is known by its text.
-    let key = text.strip_prefix(AGAIN)?.strip_suffix('}')?;
-    is_array(key).then(|| Changed::Again(Key::new(key)))
+    let inner = text.strip_prefix(AGAIN)?.strip_suffix('}')?;
+    let key = Key::new(inner);
+    (is_array(inner) || key.unreadable().is_some()).then_some(Changed::Again(key))
+}
+
+/// What a row asks for whose column is no text in UTF-8. The values of a related row cannot be told, so
+/// every key may be meant.
+pub(crate) fn asked_of_bytes(bytes: &[u8]) -> Changed {
+    if bytes.starts_with(b"[") {
+        return Changed::Key(undecodable(bytes));
+    }
+    let again = bytes.strip_prefix(AGAIN.as_bytes());
+    match again.and_then(|rest| rest.strip_suffix(b"}")) {
+        Some(key) => Changed::Key(undecodable(key)),
+        None => Changed::Everything,
+    }
 }
 
 /// The marker of a change of a related table, as its trigger writes it, and as `expand` does with
@@ -90,6 +109,20 @@ mod tests {
             )),
             related(Some("[5]"))
         );
+        let long = r#"{"md5": "0a", "oversized": 200000}"#;
+        assert_eq!(asked(Some(long)), key(long));
+        let long_again = format!("{{\"again\": {long}}}");
+        assert_eq!(asked(Some(&long_again)), again(long));
+        assert_eq!(
+            asked_of_bytes(b"[\"\xe9\"]"),
+            Changed::Key(undecodable(b"[\"\xe9\"]"))
+        );
+        assert_eq!(
+            asked_of_bytes(b"{\"again\": [\"\xe9\"]}"),
+            Changed::Key(undecodable(b"[\"\xe9\"]"))
+        );
+        let related_bytes = b"{\"values\": [\"\xe9\"], \"related\": \"tenants\"}";
+        assert_eq!(asked_of_bytes(related_bytes), Changed::Everything);
         for unknown in [
             "{\"values\": 7, \"related\": \"tenants\"}",
             "{\"related\": \"tenants\"}",

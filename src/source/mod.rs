@@ -26,6 +26,7 @@ mod expand;
 pub mod explain;
 mod frontier;
 mod gauges;
+mod key_bytes;
 pub mod lease;
 pub mod letters;
 mod link;

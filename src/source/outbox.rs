@@ -4,8 +4,10 @@
 //! ids may still turn up is `frontier`'s. Sees keys only, never rows.
 
 use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt as _;
 use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row as DriverRow, Statement};
@@ -13,28 +15,51 @@ use tokio_postgres::{Row as DriverRow, Statement};
 use super::Settings;
 use super::error::{Error, Kind, Place};
 use super::frontier::{Frontier, Holder, Range};
+use super::key_bytes::{Encoding, Raw, about, oversized};
 use super::link::Link;
 use super::marker;
 use super::runs::runs;
-use crate::change::{Change, Epoch, OutboxId, SyncId};
+use crate::change::{Change, Changed, Epoch, KEY_MAX_BYTES, OutboxId, SyncId};
 use crate::ledger::{FetchMode, Fetched};
 
 /// A page of what is new. Age by the server's clock, so that clocks need not agree.
 const PAGE: &str = "\
-    select id, sync, key::text, date_part('epoch', clock_timestamp() - at)
-    from pg2kv.outbox where id > $1 order by id limit $2";
+    select {row} from (
+      select id, sync, key, key::text as text, at
+      from pg2kv.outbox where id > $1 order by id limit $2
+    ) as o";
+
+/// Longest text of a row that is read: a key of [`KEY_MAX_BYTES`], each byte of it escaped in JSON.
+const TEXT_MAX_BYTES: usize = 8 * KEY_MAX_BYTES;
+/// Text of a page at most, so that no rows can be larger together than this process may be.
+const PAGE_MAX_BYTES: usize = 8 << 20;
 
 /// Ids that turned up late. The ranges are ascending and disjoint, so the nested loop gives the
 /// rows in order of their ids.
 const PROBE: &str = "\
-    select o.id, o.sync, o.key, o.age
-    from unnest($1::int8[], $2::int8[]) as r(low, high)
+    select {row} from unnest($1::int8[], $2::int8[]) as r(low, high)
     cross join lateral (
-      select id, sync, key::text as key,
-        date_part('epoch', clock_timestamp() - at) as age
+      select id, sync, key, key::text as text, at
       from pg2kv.outbox where id >= r.low and id <= r.high order by id limit $3
     ) as o
     limit $3";
+
+/// Of a row: what it says as bytes, unless that is longer than any key that a trigger records. Then its
+/// size and hash, if it is about one key.
+fn row_sql(encoding: Encoding) -> String {
+    let raw = encoding.raw("o.text");
+    let key = "coalesce(o.key->'again', o.key)";
+    let about = about(
+        &format!("octet_length({key}::text)"),
+        &format!("{key}::text"),
+    );
+    format!(
+        "o.id, o.sync, case when octet_length(o.text) <= {TEXT_MAX_BYTES} then {raw} end, \
+         date_part('epoch', clock_timestamp() - o.at), \
+         case when octet_length(o.text) <= {TEXT_MAX_BYTES} then null \
+           when jsonb_typeof({key}) = 'array' then {about} else '' end"
+    )
+}
 
 /// Who may have drawn ids that are not visible yet. Of our own sessions, these delete only.
 const LOOK: &str = "\
@@ -103,7 +128,9 @@ impl Outbox {
         syncs: HashMap<String, SyncId>,
     ) -> Result<Self, Error> {
         let doing = "preparing to read the outbox";
-        let (page, probe, look) = (settings.sql(PAGE), settings.sql(PROBE), settings.sql(LOOK));
+        let row = row_sql(link.encoding());
+        let with_row = |sql: &str| settings.sql(&sql.replace("{row}", &row));
+        let (page, probe, look) = (with_row(PAGE), with_row(PROBE), settings.sql(LOOK));
         let (ring_until, silence) = (settings.sql(RING_UNTIL), settings.sql(SILENCE));
         let (compact, drawn) = (settings.sql(COMPACT), settings.sql(DRAWN));
         let client = link.client();
@@ -162,7 +189,7 @@ impl Outbox {
 
         // Bell, look, page: sent in this order in one go, and the server keeps the order. A writer
         // that the look does not show read the bell after it was set, or is visible to the page.
-        let after: [&(dyn ToSql + Sync); 2] = [&high, &rows_max];
+        let after: Vec<&(dyn ToSql + Sync)> = vec![&high, &rows_max];
         let set_at = Instant::now();
         let (holders, page) = link
             .call("fetching from the outbox", 3, Place::Own, async {
@@ -170,7 +197,7 @@ impl Outbox {
                     biased;
                     self.set_bell(link, set_bell),
                     self.look(link, looks),
-                    link.client().query(&self.page, &after),
+                    read_page(link, &self.page, after),
                 )?;
                 Ok((holders, page))
             })
@@ -185,13 +212,17 @@ impl Outbox {
             Vec::new()
         };
         let late = if due.is_empty() {
-            Vec::new()
+            Page::default()
         } else {
             let late = self.probe(link, &due, rows_max).await?;
-            state.frontier.probed(&ids(&late)?, late.len() < limit);
+            state.frontier.probed(&late.ids()?, !late.is_full(limit));
             late
         };
-        state.frontier.page(&ids(&page)?);
+        let ids = page.ids()?;
+        let (page_full, late_full) = (page.is_full(limit), late.is_full(limit));
+        let rows = late.rows.into_iter().chain(page.rows).collect();
+        let (changes, ignored) = self.changes(link, rows).await?;
+        state.frontier.page(&ids);
 
         if mode == FetchMode::Awake && self.doorbell && state.bell != Bell::Silent {
             // After the rows, which must not wait for it. It is sent before this returns, so a
@@ -202,20 +233,12 @@ impl Outbox {
             state.bell = Bell::Silent;
         }
 
-        let more = page.len() >= limit || (!due.is_empty() && late.len() >= limit);
-        let mut fetched = Fetched {
-            changes: Vec::new(),
-            ignored: 0,
-            more,
+        Ok(Fetched {
+            changes,
+            ignored,
+            more: page_full || late_full,
             writers: asleep && !holders.is_empty(),
-        };
-        for row in late.iter().chain(&page) {
-            match self.change(row)? {
-                Some(change) => fetched.changes.push(change),
-                None => fetched.ignored += 1,
-            }
-        }
-        Ok(fetched)
+        })
     }
 
     async fn set_bell(&self, link: &Link, wanted: bool) -> Result<(), tokio_postgres::Error> {
@@ -244,43 +267,92 @@ impl Outbox {
             .collect())
     }
 
-    async fn probe(
-        &self,
-        link: &Link,
-        ranges: &[Range],
-        rows_max: i64,
-    ) -> Result<Vec<DriverRow>, Error> {
+    async fn probe(&self, link: &Link, ranges: &[Range], rows_max: i64) -> Result<Page, Error> {
         let low: Vec<i64> = ranges.iter().map(|range| range.low).collect();
         let high: Vec<i64> = ranges.iter().map(|range| range.high).collect();
         link.call(
             "looking for late changes in the outbox",
             1,
             Place::Own,
-            link.client().query(&self.probe, &[&low, &high, &rows_max]),
+            read_page(link, &self.probe, vec![&low, &high, &rows_max]),
         )
         .await
     }
 
-    fn change(&self, row: &DriverRow) -> Result<Option<Change>, Error> {
-        let read = || -> Result<_, tokio_postgres::Error> {
-            Ok((
-                row.try_get::<_, i64>(0)?,
-                row.try_get::<_, &str>(1)?,
-                row.try_get::<_, Option<&str>>(2)?,
-                row.try_get::<_, f64>(3)?,
-            ))
-        };
-        let (id, sync, key, age) = read().map_err(unreadable)?;
-        let (Some(&sync), Some(what)) = (self.syncs.get(sync), marker::asked(key)) else {
-            return Ok(None);
-        };
-        Ok(Some(Change {
-            id: OutboxId(id),
-            sync,
-            what,
+    /// What rows ask for, and how many of them ask nothing of this process.
+    async fn changes(
+        &self,
+        link: &Link,
+        rows: Vec<DriverRow>,
+    ) -> Result<(Vec<Change>, u64), Error> {
+        let mut changes = Vec::with_capacity(rows.len());
+        let mut ignored = 0;
+        // Places of the rows whose text only the server can tell.
+        let mut unknown: Vec<(usize, Vec<u8>)> = Vec::new();
+        for row in &rows {
+            let (id, sync, said, age) = self.row(row, link.encoding()).map_err(unreadable)?;
+            let what = match said {
+                Said::Bytes(bytes) => {
+                    unknown.push((changes.len(), bytes));
+                    Some(Changed::Everything)
+                }
+                Said::Known(what) => what,
+            };
+            let (Some(sync), Some(what)) = (sync, what) else {
+                ignored += 1;
+                continue;
+            };
             // Negative where the server's clock was set back.
-            age: Duration::try_from_secs_f64(age).unwrap_or_default(),
-        }))
+            let age = Duration::try_from_secs_f64(age).unwrap_or_default();
+            let id = OutboxId(id);
+            changes.push(Change {
+                id,
+                sync,
+                what,
+                age,
+            });
+        }
+        let (places, bytes): (Vec<usize>, Vec<Vec<u8>>) = unknown.into_iter().unzip();
+        let mut gone = Vec::new();
+        if !places.is_empty() {
+            let texts = link.encoding().texts(link, bytes.clone()).await?;
+            for ((place, bytes), text) in places.into_iter().zip(&bytes).zip(texts) {
+                let what = match text {
+                    Some(text) => marker::asked(Some(&text)),
+                    None => Some(marker::asked_of_bytes(bytes)),
+                };
+                match what {
+                    Some(what) => changes[place].what = what,
+                    None => gone.push(place),
+                }
+            }
+        }
+        ignored += gone.len() as u64;
+        for place in gone.into_iter().rev() {
+            changes.remove(place);
+        }
+        Ok((changes, ignored))
+    }
+
+    fn row(
+        &self,
+        row: &DriverRow,
+        encoding: Encoding,
+    ) -> Result<(i64, Option<SyncId>, Said, f64), tokio_postgres::Error> {
+        // A name that is no text is none that is configured.
+        let sync = Raw::at(row, 1)?.and_then(|name| std::str::from_utf8(name).ok());
+        let sync = sync.and_then(|name| self.syncs.get(name)).copied();
+        let said = match (Raw::at(row, 2)?, row.try_get::<_, Option<&str>>(4)?) {
+            (_, Some("")) => Said::Known(Some(Changed::Everything)),
+            (_, Some(about)) => Said::Known(Some(Changed::Key(oversized(about)))),
+            (None, None) => Said::Known(marker::asked(None)),
+            (Some(bytes), None) => match encoding.text(bytes) {
+                Some(text) => Said::Known(marker::asked(Some(text))),
+                None if sync.is_none() => Said::Known(None),
+                None => Said::Bytes(bytes.to_vec()),
+            },
+        };
+        Ok((row.try_get(0)?, sync, said, row.try_get(3)?))
     }
 
     /// See `Session::compact`.
@@ -309,10 +381,54 @@ impl Outbox {
     }
 }
 
-fn ids(rows: &[DriverRow]) -> Result<Vec<i64>, Error> {
-    rows.iter()
-        .map(|row| row.try_get(0).map_err(unreadable))
-        .collect()
+/// What a row says.
+enum Said {
+    /// `None`: nothing that this version knows.
+    Known(Option<Changed>),
+    /// Only the server can tell which text that is.
+    Bytes(Vec<u8>),
+}
+
+/// Rows of the outbox.
+#[derive(Default)]
+struct Page {
+    rows: Vec<DriverRow>,
+    /// It was cut where it had [`PAGE_MAX_BYTES`].
+    cut: bool,
+}
+
+impl Page {
+    fn ids(&self) -> Result<Vec<i64>, Error> {
+        self.rows
+            .iter()
+            .map(|row| row.try_get(0).map_err(unreadable))
+            .collect()
+    }
+
+    /// Whether more may wait behind it.
+    fn is_full(&self, limit: usize) -> bool {
+        self.cut || self.rows.len() >= limit
+    }
+}
+
+async fn read_page(
+    link: &Link,
+    statement: &Statement,
+    parameters: Vec<&(dyn ToSql + Sync)>,
+) -> Result<Page, tokio_postgres::Error> {
+    let rows = link.client().query_raw(statement, parameters).await?;
+    let mut rows = pin!(rows);
+    let (mut page, mut bytes) = (Page::default(), 0);
+    while let Some(row) = rows.try_next().await? {
+        bytes += Raw::at(&row, 2)?.map_or(0, <[u8]>::len);
+        page.rows.push(row);
+        if bytes > PAGE_MAX_BYTES {
+            // Dropping the stream lets the driver throw away what still comes.
+            page.cut = true;
+            break;
+        }
+    }
+    Ok(page)
 }
 
 fn unreadable(error: tokio_postgres::Error) -> Error {

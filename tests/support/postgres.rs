@@ -83,6 +83,11 @@ pub(crate) struct Database {
 impl Database {
     /// Makes a database on the shared server of this process.
     pub(crate) async fn create(server: Server) -> Self {
+        Self::create_in(server, "UTF8").await
+    }
+
+    /// The same in this encoding.
+    pub(crate) async fn create_in(server: Server, encoding: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let server = tokio::task::spawn_blocking(move || server.shared())
@@ -90,7 +95,7 @@ impl Database {
             .unwrap();
         let admin = connect(&server.admin_url()).await;
         admin
-            .batch_execute(&format!("create database {name}"))
+            .batch_execute(&format!("create database {name} {}", in_encoding(encoding)))
             .await
             .unwrap();
         Self { server, name }
@@ -119,6 +124,14 @@ impl Database {
     /// A connection as `role`.
     pub(crate) async fn connect_as(&self, role: &str) -> Client {
         connect(&self.url_as(role)).await
+    }
+}
+
+/// What makes a new database one of this encoding.
+pub(crate) fn in_encoding(encoding: &str) -> String {
+    match encoding {
+        "UTF8" => String::new(),
+        _ => format!("encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0"),
     }
 }
 

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, Row};
 
-use super::postgres::{Server, connect};
+use super::postgres::{Server, connect, in_encoding};
 use super::process::{self, Process};
 use super::wait;
 
@@ -78,7 +78,12 @@ impl World {
     }
 
     /// The same with a PostgreSQL of one's own choice.
-    pub(crate) async fn start_on(mut options: Options, plan: Plan) -> Self {
+    pub(crate) async fn start_on(options: Options, plan: Plan) -> Self {
+        Self::start_in(options, "UTF8", plan).await
+    }
+
+    /// The same in a database of this encoding.
+    pub(crate) async fn start_in(mut options: Options, encoding: &str, plan: Plan) -> Self {
         let prepared = ("max_prepared_transactions".to_owned(), "10".to_owned());
         options.settings.push(prepared);
         let postgres = tokio::task::spawn_blocking(|| Postgres::start(options).unwrap());
@@ -100,8 +105,16 @@ impl World {
         })
         .await
         .unwrap();
+        let postgres = postgres.await.unwrap();
+        if encoding != "UTF8" {
+            let other = connect(&postgres.url("template1")).await;
+            let create = format!("create database postgres {}", in_encoding(encoding));
+            for sql in ["drop database postgres", &create] {
+                other.batch_execute(sql).await.unwrap();
+            }
+        }
         let world = Self {
-            postgres: postgres.await.unwrap(),
+            postgres,
             kv: emulator.store(),
             emulator,
             files: TempDir::new().unwrap(),

@@ -26,6 +26,8 @@ pub(super) struct Sent {
     sync: SyncId,
     slots: Vec<Slot>,
     pub(super) at: Mono,
+    /// Of its documents.
+    pub(super) bytes: usize,
 }
 
 /// What goes into a body.
@@ -100,6 +102,10 @@ impl Term {
                 }
                 Some(Rendered::Poison(poison)) => {
                     self.bury(shared, now, sync, slot, poison);
+                    continue;
+                }
+                Some(Rendered::Large) => {
+                    self.large.push_back((sync, Item::claimed(slot)));
                     continue;
                 }
                 Some(Rendered::Nothing) => {
@@ -181,6 +187,7 @@ impl Term {
                 sync,
                 slots,
                 at: now,
+                bytes: batch.weight(),
             },
         );
         self.syncs[usize::from(sync.0)].busy += 1;
@@ -203,7 +210,10 @@ impl Term {
         answer: Answer,
         until_midnight: Duration,
     ) {
-        let Some(Sent { sync, slots, at }) = self.requests.remove(&request) else {
+        let Some(Sent {
+            sync, slots, at, ..
+        }) = self.requests.remove(&request)
+        else {
             return;
         };
         self.syncs[usize::from(sync.0)].busy -= 1;
@@ -236,8 +246,7 @@ impl Term {
         };
         match policy.keys {
             ForKeys::Written { doubted } => {
-                let sent = Sent { sync, slots, at };
-                self.written(shared, now, sent, batch, doubted);
+                self.written(shared, now, (sync, at), slots, batch, doubted);
             }
             ForKeys::Doubt => {
                 for slot in slots {
@@ -261,15 +270,11 @@ impl Term {
         &mut self,
         shared: &mut Shared<'_>,
         now: Mono,
-        sent: Sent,
+        (sync, sent_at): (SyncId, Mono),
+        slots: Vec<Slot>,
         batch: Batch,
         mut doubted: Vec<usize>,
     ) {
-        let Sent {
-            sync,
-            slots,
-            at: sent_at,
-        } = sent;
         let contents: Vec<Content> = match &batch {
             Batch::Put(documents) => documents.iter().map(|d| Content::Present(d.hash)).collect(),
             Batch::Delete(names) => names.iter().map(|_| Content::Absent).collect(),

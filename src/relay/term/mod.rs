@@ -73,6 +73,8 @@ pub(super) struct Term {
     requests: HashMap<RequestId, Sent>,
     /// Halves of batches that failed as a whole; their keys are claimed.
     halves: VecDeque<(SyncId, Vec<Item>)>,
+    /// Keys whose values no batch has room for; they are claimed.
+    large: VecDeque<(SyncId, Item)>,
     /// Open keys of each claim.
     claims: HashMap<ClaimId, usize>,
     settle: Settlement,
@@ -104,6 +106,8 @@ struct Sync {
     gate: Gate<HoldReason>,
     brake: Brake,
     rejected_in_a_row: u32,
+    /// Reads of a single row that failed since one worked.
+    failed_in_a_row: u32,
     /// When its namespace was last found gone, until it is there again.
     lost_at: Option<Mono>,
     /// Dead letters of this sync may stand in the ledger, so a proven write clears its key's.
@@ -141,6 +145,7 @@ impl Term {
             batches: HashMap::new(),
             requests: HashMap::new(),
             halves: VecDeque::new(),
+            large: VecDeque::new(),
             claims: HashMap::new(),
             settle: Settlement::default(),
             sending: Gate::new(settings.backoff),
@@ -149,6 +154,7 @@ impl Term {
                     gate: Gate::new(settings.backoff),
                     brake: Brake::new(settings.brake),
                     rejected_in_a_row: 0,
+                    failed_in_a_row: 0,
                     lost_at: None,
                     may_have_dead_letters: false,
                     fault: None,
@@ -360,7 +366,7 @@ impl Term {
         } else {
             wake.extend(self.queue.next_cool());
         }
-        if self.flights() < settings.in_flight_max
+        if self.has_room(settings, now)
             && let Some(at) = self.next_batch_at(settings, budget, now)
         {
             wake.push(at);

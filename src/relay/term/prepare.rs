@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use super::{Shared, Term, sync_id};
-use crate::change::{ClaimId, ContentHash, Mono, Poison, PoisonReason, Rendered, SyncId};
+use crate::change::{
+    ClaimId, ContentHash, KV_VALUE_MAX_BYTES, Mono, Poison, PoisonReason, Rendered, SyncId,
+};
 use crate::ledger::{BackfillStep, ClaimRequest, Failure, FailureKind};
 use crate::queue::budget::Budget;
 use crate::queue::{OutboxIds, Slot};
@@ -16,6 +18,10 @@ const PROBE_PAIRS: usize = 100;
 
 /// Fewer pairs are not worth a request of their own.
 const SHARE_PAIRS_MIN: usize = 1_000;
+
+/// Single rows of one sync that cannot be read, one after the other, before the cause is sought
+/// elsewhere than in them.
+const FAILED_IN_A_ROW_MAX: u32 = 20;
 
 /// A key of a batch.
 #[derive(Debug)]
@@ -45,6 +51,8 @@ pub(super) struct Preparing {
     claims: bool,
     step: Option<BackfillStep>,
     began: Mono,
+    /// Bytes of documents that it may bring.
+    max_bytes: usize,
 }
 
 impl Term {
@@ -52,9 +60,35 @@ impl Term {
         self.batches.len() + self.requests.len()
     }
 
+    /// Whether memory bears one more batch. A value that no batch has room for goes alone, and only one
+    /// such at a time, so that the others flow beside it; while it waits for its turn, they do not.
+    pub(super) fn has_room(&self, settings: &Settings, now: Mono) -> bool {
+        if self.flights() == 0 {
+            return true;
+        }
+        let reading = self.batches.values().map(|batch| batch.max_bytes);
+        let sent = self.requests.values().map(|sent| sent.bytes);
+        let bytes: usize = reading.chain(sent).sum();
+        let next = if self.is_large_next(settings, now) {
+            KV_VALUE_MAX_BYTES
+        } else {
+            settings.body_max_bytes
+        };
+        let bytes_max = settings.in_flight_max * settings.body_max_bytes;
+        self.flights() < settings.in_flight_max && bytes + next <= bytes_max
+    }
+
+    /// Whether the next batch is a large value.
+    fn is_large_next(&self, settings: &Settings, now: Mono) -> bool {
+        let is_large = |bytes: usize| bytes > settings.body_max_bytes;
+        let reading = self.batches.values().map(|batch| batch.max_bytes);
+        let sent = self.requests.values().map(|sent| sent.bytes);
+        self.large_at(now).is_some() && !reading.chain(sent).any(is_large)
+    }
+
     /// Whether a batch may start, and how large. `None`: not now.
     pub(super) fn allowance(&self, shared: &mut Shared<'_>, now: Mono) -> Option<usize> {
-        if self.flights() >= shared.settings.in_flight_max {
+        if !self.has_room(shared.settings, now) {
             return None;
         }
         let pairs = match self.sending.pass(now) {
@@ -141,7 +175,9 @@ impl Term {
                 let walk = walks_from
                     .filter(|_| walk.has_work() && room && !self.sweep_is_held(index))
                     .map(|from| walk.not_before().max(from));
-                let halves = self.halves.iter().any(|(of, _)| *of == sync).then_some(now);
+                let large = self.large.iter().any(|(of, _)| *of == sync);
+                let halves = self.halves.iter().any(|(of, _)| *of == sync);
+                let halves = (halves || large).then_some(now);
                 let due = self
                     .queue
                     .due_at(sync)
@@ -163,6 +199,12 @@ impl Term {
     pub(super) fn drive_batches(&mut self, shared: &mut Shared<'_>, now: Mono) {
         let share = self.share(shared, now);
         while let Some(pairs) = self.allowance(shared, now) {
+            if self.is_large_next(shared.settings, now)
+                && let Some((sync, item)) = self.next_large(now)
+            {
+                self.prepare_bytes(shared, now, sync, vec![item], None, KV_VALUE_MAX_BYTES);
+                continue;
+            }
             if let Some((sync, items)) = self.next_half(now) {
                 self.prepare(shared, now, sync, items, None);
                 continue;
@@ -203,6 +245,20 @@ impl Term {
         items: Vec<Item>,
         step: Option<BackfillStep>,
     ) {
+        let max_bytes = shared.settings.body_max_bytes;
+        self.prepare_bytes(shared, now, sync, items, step, max_bytes);
+    }
+
+    /// [`Self::prepare`] for so many bytes of documents.
+    fn prepare_bytes(
+        &mut self,
+        shared: &mut Shared<'_>,
+        now: Mono,
+        sync: SyncId,
+        items: Vec<Item>,
+        step: Option<BackfillStep>,
+        max_bytes: usize,
+    ) {
         let backfill = step.is_some();
         let keys = items
             .iter()
@@ -225,7 +281,7 @@ impl Term {
             claim,
             ids,
             backfill: step.clone(),
-            max_bytes: shared.settings.body_max_bytes,
+            max_bytes,
         };
         let claims = !request.claim.is_empty();
         self.syncs[usize::from(sync.0)].busy += 1;
@@ -237,6 +293,7 @@ impl Term {
                 claims,
                 step,
                 began: now,
+                max_bytes,
             },
         );
         shared.emit(Effect::Prepare { batch, request });
@@ -256,6 +313,7 @@ impl Term {
             claims,
             step,
             began,
+            max_bytes: _,
         }) = self.batches.remove(&batch)
         else {
             return Ok(());
@@ -285,20 +343,33 @@ impl Term {
                 self.rendered(shared, now, sync, items, rendered);
                 Ok(())
             }
-            Err(failure) if failure.kind == FailureKind::Row && items.len() == 1 => {
-                let poison = Poison::new(PoisonReason::RowError, failure.detail);
-                for item in items {
-                    self.bury(shared, now, sync, item.slot, poison.clone());
-                }
-                Ok(())
-            }
-            Err(failure) if failure.kind == FailureKind::Row => {
+            Err(failure) if failure.kind.is_of_rows() && items.len() > 1 => {
                 let items = items.into_iter().map(|item| Item::claimed(item.slot));
                 self.take_apart(sync, items.collect());
                 Ok(())
             }
+            Err(failure) if failure.kind == FailureKind::Row => {
+                let poison = Poison::new(PoisonReason::RowError, failure.detail.clone());
+                for item in items {
+                    self.bury(shared, now, sync, item.slot, poison.clone());
+                }
+                let state = &mut self.syncs[usize::from(sync.0)];
+                state.failed_in_a_row += 1;
+                if state.failed_in_a_row > FAILED_IN_A_ROW_MAX {
+                    // Dead letters go on at the pace of the hold's probes: it may be the rows after all.
+                    let detail = format!("no row of this sync can be read: {}", failure.detail);
+                    let reason = HoldReason::Relation;
+                    self.hold(shared, now, sync, reason, detail, failure.hint);
+                }
+                Ok(())
+            }
             Err(failure) => {
-                let at = self.read_failed(shared, now, sync, failure)?;
+                // A row that takes too long would keep all others waiting if it were read at once.
+                let slow = failure.kind == FailureKind::RowTransient;
+                let mut at = self.read_failed(shared, now, sync, failure)?;
+                if slow {
+                    at = at.max(now + shared.settings.backoff.max);
+                }
                 for item in items {
                     self.again(shared, now, item.slot, at);
                 }
@@ -313,6 +384,16 @@ impl Term {
         self.halves.extend([(sync, left), (sync, right)]);
     }
 
+    /// Place of the next large value whose sync may pass.
+    fn large_at(&self, now: Mono) -> Option<usize> {
+        let passes = |sync: &SyncId| self.sync_allowance(*sync, now, 1).is_some();
+        self.large.iter().position(|(sync, _)| passes(sync))
+    }
+
+    fn next_large(&mut self, now: Mono) -> Option<(SyncId, Item)> {
+        self.large.remove(self.large_at(now)?)
+    }
+
     /// The next half whose sync may pass.
     fn next_half(&mut self, now: Mono) -> Option<(SyncId, Vec<Item>)> {
         let at = self
@@ -324,7 +405,9 @@ impl Term {
 
     /// A read of the sync's table that began at `began` went well.
     pub(super) fn readable(&mut self, shared: &mut Shared<'_>, sync: SyncId, began: Mono) {
-        let gate = &mut self.syncs[usize::from(sync.0)].gate;
+        let state = &mut self.syncs[usize::from(sync.0)];
+        state.failed_in_a_row = 0;
+        let gate = &mut state.gate;
         let unreadable = gate
             .closed()
             .is_some_and(|(why, ..)| why == HoldReason::Relation);

@@ -7,12 +7,12 @@ use futures_util::TryStreamExt as _;
 use tokio_postgres::types::ToSql;
 
 use super::super::SyncSource;
-use super::super::error::{Error, Kind, Place};
+use super::super::error::{Error, Place};
 use super::super::names::Client;
 use super::super::rows::{KeyTexts, Places, Plan, RowPlace};
 use super::super::session::Row;
 use super::{Prepared, Reader};
-use crate::change::Draft;
+use crate::change::{Draft, KV_VALUE_MAX_BYTES};
 
 /// Statements of [`Reader::read`] at most: three transactions.
 pub(super) const STATEMENTS: u32 = 9;
@@ -26,6 +26,15 @@ pub(super) struct Read<T> {
     made: u64,
     /// It stopped before the end of the keys that were asked for.
     pub(super) full: bool,
+}
+
+/// Bytes that a read may bring.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    /// All of it, about: the first row comes whatever its size.
+    pub(super) bytes: usize,
+    /// One value. Of a larger one only the size travels.
+    pub(super) value: usize,
 }
 
 /// What a scan gave.
@@ -63,13 +72,13 @@ struct Reading<'a, F> {
     client: &'a Client,
     plan: &'a Plan,
     texts: &'a KeyTexts<'a>,
-    max_bytes: usize,
+    room: Room,
     doing: &'a str,
     make: &'a F,
 }
 
 impl Reader {
-    /// Reads documents of the first of `keys`, as many as `max_bytes` allow. `walked`: a walk found
+    /// Reads documents of the first of `keys`, as many as there is room for. `walked`: a walk found
     /// these keys one after the other.
     pub(super) async fn read<T>(
         &self,
@@ -77,7 +86,7 @@ impl Reader {
         sync: &SyncSource,
         keys: &[&str],
         walked: bool,
-        max_bytes: usize,
+        room: Room,
         make: &(impl Fn(Row) -> T + Sync),
     ) -> Result<Read<T>, Error> {
         let plan = &prepared.plan;
@@ -86,7 +95,7 @@ impl Reader {
             client: self.link.client(),
             plan,
             texts: &texts,
-            max_bytes,
+            room,
             doing: &format!("reading {} for sync {}", sync.table, sync.name),
             make,
         };
@@ -98,9 +107,9 @@ impl Reader {
                         return Ok(read);
                     }
                 }
-                // A row that was not asked for may be the one that fails, or that takes too long.
                 Ok(None) => {}
-                Err(error) if matches!(error.kind(), Kind::Row | Kind::Transient) => {}
+                // A row that was not asked for may be the one that fails, or that takes too long.
+                Err(error) if error.is_of_rows() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -130,23 +139,33 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
 
     async fn by_key(&self) -> Result<Read<T>, Error> {
         let Self { plan, texts, .. } = self;
-        let failed = |error| Error::from_driver(Place::Relation, self.doing, error);
+        let failed = |error| Error::from_driver(Place::Rows, self.doing, error);
         let mut read = Read::of(texts.len());
+        // The row of the last key: whether it is the only one, the next row tells.
+        let mut last: Option<Row> = None;
+        let value_max = self.value_max();
+        let mut parameters = texts.parameters();
+        parameters.push(&value_max);
         let rows = self
             .client
-            .query_raw(&plan.rows, texts.parameters())
+            .query_raw(&plan.rows, parameters)
             .await
             .map_err(failed)?;
         let mut rows = pin!(rows);
         while let Some(row) = rows.try_next().await.map_err(failed)? {
             let place: i64 = row.try_get(0).map_err(failed)?;
-            if usize::try_from(place) != Ok(read.rows.len() + 1) {
-                return Err(Error::new(
-                    Kind::Relation,
-                    self.doing,
-                    "the key columns are not unique: two rows have the same key",
-                )
-                .with_hint("put a unique index on the key columns"));
+            let before = read.rows.len() + usize::from(last.is_some());
+            if usize::try_from(place) == Ok(before)
+                && let Some(last) = &mut last
+            {
+                last.draft = Some(Draft::duplicate());
+                continue;
+            }
+            if let Some(last) = last.take()
+                && !self.takes(&mut read, last)
+            {
+                // Dropping the stream lets the driver throw away what still comes.
+                return Ok(read);
             }
             let columns = if plan.echoes {
                 texts.owned(read.rows.len())
@@ -160,25 +179,40 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
                     .map_err(failed)?
             };
             let draft = plan.draft(&row).map_err(failed)?;
-            if !read.takes(draft.as_ref(), self.max_bytes) {
-                // Dropping the stream lets the driver throw away what still comes.
-                break;
-            }
-            read.rows.push((self.make)(Row { columns, draft }));
+            last = Some(Row { columns, draft });
+        }
+        if let Some(last) = last {
+            self.takes(&mut read, last);
         }
         Ok(read)
+    }
+
+    /// Bytes of a value that has room.
+    fn value_max(&self) -> i64 {
+        i64::try_from(self.room.value.min(KV_VALUE_MAX_BYTES)).unwrap_or(i64::MAX)
+    }
+
+    /// Adds a row, if there is room for it.
+    fn takes(&self, read: &mut Read<T>, row: Row) -> bool {
+        let takes = read.takes(row.draft.as_ref(), self.room.bytes);
+        if takes {
+            read.rows.push((self.make)(row));
+        }
+        takes
     }
 
     /// `None` where rows do not come in the order of the keys.
     async fn run(&self) -> Result<Option<Scanned<T>>, Error> {
         let Self { plan, texts, .. } = self;
-        let failed = |error| Error::from_driver(Place::Relation, self.doing, error);
+        let failed = |error| Error::from_driver(Place::Rows, self.doing, error);
         let (Some(run), Some(last)) = (&plan.run, texts.len().checked_sub(1)) else {
             return Ok(None);
         };
         let (first, last) = (texts.owned(0), texts.owned(last));
         let ends = first.iter().chain(&last);
-        let ends: Vec<&(dyn ToSql + Sync)> = ends.map(|text| text as _).collect();
+        let mut ends: Vec<&(dyn ToSql + Sync)> = ends.map(|text| text as _).collect();
+        let value_max = self.value_max();
+        ends.push(&value_max);
         let mut scanned = Scanned {
             read: Read::of(texts.len()),
             gone: Vec::new(),
@@ -198,7 +232,7 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
             };
             let draft = plan.draft_of_run(&row).map_err(failed)?;
             self.pass(&mut scanned, place);
-            if !scanned.read.takes(draft.as_ref(), self.max_bytes) {
+            if !scanned.read.takes(draft.as_ref(), self.room.bytes) {
                 return Ok(Some(scanned));
             }
             let columns = texts.owned(place);
@@ -229,7 +263,10 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
             client: self.client,
             plan: self.plan,
             texts: &KeyTexts::of(keys, self.plan.columns),
-            max_bytes: usize::MAX,
+            room: Room {
+                bytes: usize::MAX,
+                value: 0,
+            },
             doing: self.doing,
             make: &|row: Row| row.draft.is_some(),
         };

@@ -1,7 +1,9 @@
 //! Walks: the keys of a table chunk by chunk, the next chunk while the one before is written.
 
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
@@ -9,13 +11,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::SyncSource;
 use super::super::error::{Error, Kind, Place};
+use super::super::key_bytes::{Encoding, undecodable};
 use super::super::link::Link;
+use super::super::rows::position_of;
 use super::{Prepared, Reader};
 use crate::change::{Key, SyncId};
 use crate::ledger::{BackfillStep, ClaimRequest, Walked};
 
 /// What was walked ahead longer ago is walked again: it may have waited for KV since.
 const AHEAD_MAX: Duration = Duration::from_secs(10);
+
+/// Texts of keys that one chunk reads at most.
+const CHUNK_MAX_BYTES: usize = 8 << 20;
 
 /// Where a walk goes on, and how far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +45,7 @@ pub(super) struct Ahead {
 struct Walking {
     stretch: Stretch,
     began: Instant,
-    task: AbortOnDropHandle<Result<Vec<Key>, Error>>,
+    task: AbortOnDropHandle<Result<Walked, Error>>,
 }
 
 impl Reader {
@@ -54,26 +61,17 @@ impl Reader {
             after: after.map(str::to_owned),
             limit,
         };
-        let keys = match self.walked_ahead(&stretch).await {
-            Some(keys) => keys,
-            None => {
-                let prepared = self.plan(sync).await?;
-                let keys = walk(&self.link, &prepared, &doing(sync), &stretch).await;
-                if let Err(error) = &keys {
-                    self.forget(sync, error).await;
-                }
-                keys?
-            }
-        };
-        let ended = keys.len() < limit.max(1);
-        let position = keys
-            .last()
-            .filter(|_| !ended)
-            .map(|key| key.as_str().to_owned());
-        Ok(Walked { keys, position })
+        if let Some(walked) = self.walked_ahead(&stretch).await {
+            return Ok(walked);
+        }
+        let prepared = self.plan(sync).await?;
+        match walk(&self.link, &prepared, &doing(sync), &stretch).await {
+            Ok(walked) => Ok(walked),
+            Err(error) => Err(self.blame(&prepared, sync, error).await),
+        }
     }
 
-    async fn walked_ahead(&self, stretch: &Stretch) -> Option<Vec<Key>> {
+    async fn walked_ahead(&self, stretch: &Stretch) -> Option<Walked> {
         let next = {
             let mut ahead = self.ahead.lock().await;
             ahead.limit = stretch.limit;
@@ -119,41 +117,105 @@ async fn walk(
     prepared: &Prepared,
     doing: &str,
     stretch: &Stretch,
-) -> Result<Vec<Key>, Error> {
+) -> Result<Walked, Error> {
     let plan = &prepared.plan;
-    let keys = walk_by(&plan.walk, link, prepared, doing, stretch).await;
-    if keys.as_ref().is_err_and(|error| error.kind() == Kind::Row) {
-        return walk_by(&plan.walk_all, link, prepared, doing, stretch).await;
+    let mut walked = walk_by(&plan.walk, link, prepared, doing, stretch).await;
+    if walked.as_ref().is_err_and(Error::is_of_rows) {
+        walked = walk_by(&plan.walk_all, link, prepared, doing, stretch).await;
     }
-    keys
+    let chunk = walked?;
+    let encoding = link.encoding();
+    let position = match chunk.position {
+        _ if chunk.ended => None,
+        Some(key) => position_of(encoding, &key),
+        None => None,
+    };
+    if position.is_none() && !chunk.ended {
+        let what =
+            "there is no key among the next rows from which to go on: all of them are too long";
+        return Err(Error::new(Kind::Relation, doing, what)
+            .with_hint("give these rows shorter keys, or leave them out with `where`"));
+    }
+    let texts = encoding.texts(link, chunk.unknown).await?;
+    let mut texts = texts.into_iter();
+    let keys = chunk.keys.into_iter().map(|key| match key {
+        Found::Key(key) => key,
+        Found::Bytes(undecodable) => texts.next().flatten().map_or(undecodable, Key::new),
+    });
+    let keys = keys.collect();
+    Ok(Walked { keys, position })
 }
 
+/// What a statement of a walk gave.
+#[derive(Default)]
+struct Chunk {
+    keys: Vec<Found>,
+    /// Texts of the keys that only the server can tell, in their order.
+    unknown: Vec<Vec<u8>>,
+    /// The last key that can be gone on from.
+    position: Option<Vec<u8>>,
+    ended: bool,
+}
+
+enum Found {
+    Key(Key),
+    /// The key, where the server cannot tell its text either.
+    Bytes(Key),
+}
+
+/// Reads until it has as many keys as are wanted, or [`CHUNK_MAX_BYTES`] of them.
 async fn walk_by(
     statement: &Statement,
     link: &Link,
     prepared: &Prepared,
     doing: &str,
     stretch: &Stretch,
-) -> Result<Vec<Key>, Error> {
-    let limit = i64::try_from(stretch.limit.max(1)).unwrap_or(i64::MAX);
-    let parameters: [&(dyn ToSql + Sync); 2] = [&stretch.after, &limit];
+) -> Result<Chunk, Error> {
+    let wanted = stretch.limit.max(1);
+    let limit = i64::try_from(wanted).unwrap_or(i64::MAX);
+    let parameters: Vec<&(dyn ToSql + Sync)> = vec![&stretch.after, &limit];
     let client = link.client();
-    let rows = link
-        .call(doing, 3, Place::Relation, async {
-            let (begun, rows, committed) = tokio::join!(
-                biased;
-                client.batch_execute("begin read only"),
-                client.query(statement, &parameters),
-                client.batch_execute("commit"),
-            );
-            begun?;
-            let rows = rows?;
-            committed?;
-            Ok(rows)
-        })
-        .await?;
-    rows.iter()
-        .map(|row| prepared.plan.walked_key.key(row))
-        .collect::<Result<_, _>>()
-        .map_err(|error| Error::from_driver(Place::Relation, doing, error))
+    let encoding = link.encoding();
+    let read = async {
+        let rows = client.query_raw(statement, parameters).await?;
+        let mut rows = pin!(rows);
+        let (mut chunk, mut bytes) = (Chunk::default(), 0);
+        while let Some(row) = rows.try_next().await? {
+            let row = prepared.plan.walked_key.row(&row)?;
+            let text = row.bytes.unwrap_or_default();
+            bytes += text.len();
+            chunk
+                .keys
+                .push(match (row.oversized, encoding.text(&text)) {
+                    (Some(key), _) => Found::Key(key),
+                    (None, Some(text)) => Found::Key(Key::new(text)),
+                    (None, None) if encoding == Encoding::Other => {
+                        chunk.unknown.push(text.clone());
+                        Found::Bytes(undecodable(&text))
+                    }
+                    (None, None) => Found::Key(undecodable(&text)),
+                });
+            if !text.is_empty() {
+                chunk.position = Some(text);
+            }
+            if bytes > CHUNK_MAX_BYTES {
+                return Ok(chunk);
+            }
+        }
+        chunk.ended = chunk.keys.len() < wanted;
+        Ok(chunk)
+    };
+    link.call(doing, 3, Place::Rows, async {
+        let (begun, chunk, committed) = tokio::join!(
+            biased;
+            client.batch_execute("begin read only"),
+            read,
+            client.batch_execute("commit"),
+        );
+        begun?;
+        let chunk: Chunk = chunk?;
+        committed?;
+        Ok(chunk)
+    })
+    .await
 }

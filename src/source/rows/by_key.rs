@@ -7,7 +7,10 @@ use super::table::Table;
 use super::value::{
     Beside, attributes_sql, expression as own, filter_sql, object_sql, quote, value_sql,
 };
-use crate::change::KV_VALUE_MAX_BYTES;
+
+/// Longest text beside a value that travels. Metadata may have 1,024 bytes, but not before the white
+/// space between its tokens is taken out.
+const BESIDE_MAX_BYTES: usize = 16_384;
 
 impl Table {
     /// What the value of the operator is, told when it is prepared.
@@ -34,7 +37,8 @@ impl Table {
         )
     }
 
-    /// Documents by key: `$1` and on are the texts of the key's values, an array for each. With
+    /// Documents by key: `$1` and on are the texts of the key's values, an array for each, and behind
+    /// them stands how many bytes a value may have to travel. With
     /// `members` the columns of the document come instead of it.
     ///
     /// `offset 0` keeps the subquery whole: keys drive a nested loop, so rows come in the order of
@@ -77,7 +81,7 @@ impl Table {
              from (select {typed} from unnest({arrays}) with ordinality as k({given}, ord)) as pg2kv_key \
              left join lateral ({document}) as pg2kv_document on true",
             keys = listed("pg2kv_key.ord", texts),
-            value = value_or_size(),
+            value = value_or_size(width + 1),
             typed = listed("k.ord", typed),
             arrays = arrays.join(", "),
             given = given.join(", "),
@@ -118,12 +122,23 @@ impl Table {
     ) -> Result<(String, String), Error> {
         if Beside::of(sync) == Beside::Attributes {
             let document = self.with_attributes(sync, binary, which, doing)?;
-            let beside = ", pg2kv_document.content_type, pg2kv_document.metadata, \
+            let beside = format!(
+                ", {}, {}, \
                  case when pg2kv_document.expires_at <> 'infinity'::timestamptz then \
                  ceil(extract(epoch from pg2kv_document.expires_at))::int8 end, \
                  case when pg2kv_document.expires_at <> 'infinity'::timestamptz then \
-                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8 end";
-            return Ok((document, beside.to_owned()));
+                 ceil(extract(epoch from pg2kv_document.expires_at - statement_timestamp()))::int8 end, \
+                 {}, {}",
+                text_sql("content_type", "<=", "pg2kv_document.content_type"),
+                text_sql("metadata", "<=", "pg2kv_document.metadata"),
+                text_sql(
+                    "content_type",
+                    ">",
+                    "octet_length(pg2kv_document.content_type)"
+                ),
+                text_sql("metadata", ">", "octet_length(pg2kv_document.metadata)"),
+            );
+            return Ok((document, beside));
         }
         let document = self.single(sync, binary, members, which, doing)?;
         let beside =
@@ -222,13 +237,19 @@ impl<'a> Which<'a> {
     }
 }
 
-/// The value of a document, and its size where that is over the limit: KV would refuse it, so only its
-/// size travels.
-pub(super) fn value_or_size() -> String {
-    let max = KV_VALUE_MAX_BYTES;
+/// The value of a document, and its size where that is over the limit of the read, parameter `max`: of
+/// what has no room only the size travels.
+pub(super) fn value_or_size(max: usize) -> String {
     format!(
-        "case when pg2kv_document.bytes <= {max} then pg2kv_document.value end, \
-         case when pg2kv_document.bytes > {max} then pg2kv_document.bytes end"
+        "case when pg2kv_document.bytes <= ${max}::int8 then pg2kv_document.value end, \
+         case when pg2kv_document.bytes > ${max}::int8 then pg2kv_document.bytes end"
+    )
+}
+
+/// Something of a text beside the value, where its size is `than` what is worth to be carried.
+fn text_sql(column: &str, than: &str, what: &str) -> String {
+    format!(
+        "case when octet_length(pg2kv_document.{column}) {than} {BESIDE_MAX_BYTES} then {what} end"
     )
 }
 

@@ -5,6 +5,7 @@ use super::table::{Table, look_up};
 use super::value::Filter;
 use super::walk::WalkedKey;
 use crate::source::error::{Error, Place};
+use crate::source::key_bytes::Encoding;
 use crate::source::link::Link;
 use crate::source::names::verbatim;
 use crate::source::{Settings, SyncSource};
@@ -24,17 +25,21 @@ const EXPAND: &str = "\
     gone as (select t.at from taken as t where t.at is not null),
     found as materialized (
       -- The walk is in order, and numbered as it comes.
-      select w.key::jsonb as key, row_number() over () as place from ({walk}) as w(key)
+      select {key} as key, w.about, row_number() over () as place from ({walk}) as w(key, about)
     ),
     written as (
       insert into pg2kv.outbox (sync, key, at)
-      select $6::text, f.key, g.at from gone as g, found as f order by f.place
+      select $6::text, case when f.about is null then f.key
+          else jsonb_build_object('oversized', split_part(f.about, ' ', 1)::int8,
+            'md5', split_part(f.about, ' ', 2)) end,
+        g.at
+      from gone as g, found as f order by f.place
       returning id
     ),
     moved as (
       insert into pg2kv.outbox (sync, key, at)
       select $6, jsonb_build_object('related', $7::text, 'values', $3::text::jsonb,
-        'after', (select f.key from found as f order by f.place desc limit 1)), g.at
+        'after', (select f.key from found as f where f.key is not null order by f.place desc limit 1)), g.at
       from gone as g where (select count(*) from found) >= $2::int8
       returning id
     )
@@ -66,7 +71,12 @@ pub(crate) async fn prepare(
         None => table.walk(&matching, &WalkedKey::Whole),
         Some(_) => table.walk_groups(&matching),
     };
-    let sql = settings.sql(EXPAND).replace("{walk}", &walk);
+    let key = match link.encoding() {
+        Encoding::Utf8 => "w.key::jsonb",
+        Encoding::SqlAscii | Encoding::Other => "convert_from(w.key, getdatabaseencoding())::jsonb",
+    };
+    let sql = settings.sql(EXPAND).replace("{key}", key);
+    let sql = sql.replace("{walk}", &walk);
     link.call(doing, 2, Place::Relation, link.client().prepare(&sql))
         .await
 }

@@ -12,6 +12,7 @@ use tokio_postgres::types::ToSql;
 pub(crate) struct KeyTexts<'a> {
     columns: Vec<Vec<Option<Cow<'a, str>>>>,
     width: usize,
+    unreadable: bool,
 }
 
 impl<'a> KeyTexts<'a> {
@@ -21,16 +22,22 @@ impl<'a> KeyTexts<'a> {
         let mut columns: Vec<_> = (0..width.max(1))
             .map(|_| Vec::with_capacity(keys.len()))
             .collect();
+        let mut unreadable = false;
         for key in keys {
+            unreadable |= !key.starts_with('[');
             let values: Vec<&RawValue> = serde_json::from_str(key).unwrap_or_default();
             for (at, column) in columns.iter_mut().enumerate() {
                 column.push(values.get(at).copied().and_then(text));
             }
         }
-        Self { columns, width }
+        Self {
+            columns,
+            width,
+            unreadable,
+        }
     }
 
-    /// The parameters of [`super::Plan::rows`].
+    /// The first parameters of [`super::Plan::rows`].
     pub(crate) fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
         self.columns.iter().map(|column| column as _).collect()
     }
@@ -38,6 +45,11 @@ impl<'a> KeyTexts<'a> {
     /// Number of values in a key.
     pub(crate) fn width(&self) -> usize {
         self.width
+    }
+
+    /// Whether one of the keys is known by its size and hash only. It has no values, and so no row.
+    pub(crate) fn has_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     /// Number of keys.

@@ -23,6 +23,7 @@ use self::run::Runs;
 pub(crate) use self::run::{Place as RowPlace, Places};
 use self::value::{Beside, Filter};
 use self::walk::WalkedKey;
+pub(crate) use self::walk::position_of;
 use super::error::{Error, Kind, Place};
 use super::link::Link;
 use super::{ExpirySql, Settings, SyncSource, ValueSql};
@@ -30,7 +31,8 @@ use crate::change::KV_VALUE_MAX_BYTES;
 
 /// The prepared reads of one sync on one connection.
 pub(crate) struct Plan {
-    /// `$1` and on: the values of the keys, see [`KeyTexts`]. Gives the key's place, its columns unless
+    /// `$1` and on: the values of the keys, see [`KeyTexts`], and the bytes of a value that has room.
+    /// Gives the key's place, its columns unless
     /// [`Self::echoes`], and what [`Self::draft`] takes.
     pub(crate) rows: Statement,
     /// The same for keys that follow one another, where they can be read as runs.
@@ -66,8 +68,8 @@ pub(crate) struct Plan {
 
 /// The read of a run of keys.
 pub(crate) struct Run {
-    /// `$1` and on: the texts of the first key's values, then those of the last. Gives the texts of each
-    /// row's key, and what [`Plan::draft_of_run`] takes.
+    /// `$1` and on: the texts of the first key's values, then those of the last, and the bytes of a value
+    /// that has room. Gives the texts of each row's key, and what [`Plan::draft_of_run`] takes.
     pub(crate) statement: Statement,
     when: Runs,
 }
@@ -185,7 +187,9 @@ impl Plan {
     /// Whether to read these keys as a run. `walked`: a walk found them one after the other.
     pub(crate) fn reads_run(&self, keys: &KeyTexts<'_>, walked: bool) -> bool {
         let run = self.run.as_ref();
-        run.is_some_and(|run| run.when.fit(keys, walked))
+        // A key that cannot be carried has no place among the others.
+        let readable = !keys.has_unreadable();
+        readable && run.is_some_and(|run| run.when.fit(keys, walked))
     }
 
     /// Runs the read for no keys: privileges and row-level security show only when a statement runs.
@@ -195,21 +199,29 @@ impl Plan {
     pub(crate) async fn try_out(&self, link: &Link, sync: &SyncSource) -> Result<(), Error> {
         let doing = format!("reading {} for sync {}", sync.table, sync.name);
         let no_keys = KeyTexts::of(&[], self.columns);
-        link.call(
-            &doing,
-            1,
-            Place::Relation,
-            link.client().query(&self.rows, &no_keys.parameters()),
-        )
+        let mut parameters = no_keys.parameters();
+        parameters.push(&0_i64);
+        let client = link.client();
+        link.call(&doing, 3, Place::Relation, async {
+            let (begun, read, committed) = tokio::join!(
+                biased;
+                client.batch_execute(self.begin),
+                client.query(&self.rows, &parameters),
+                client.batch_execute("commit"),
+            );
+            begun?;
+            read?;
+            committed
+        })
         .await
-        .map(drop)
+        .map_err(while_preparing)
     }
 }
 
 /// No row was read yet, so a constant of the expression is at fault, not a row.
 fn while_preparing(error: Error) -> Error {
     if error.kind() == Kind::Row {
-        error.into_relation()
+        error.into_kind(Kind::Relation)
     } else {
         error
     }

@@ -53,7 +53,8 @@ impl Table {
     }
 
     /// Documents from one key to another, in the order of the index: `$1` and on are the texts of the
-    /// first key's values, then those of the last. Gives what [`Self::rows`] does, but the texts of the
+    /// first key's values, then those of the last, then the bytes that a value may have. Gives what
+    /// [`Self::rows`] does, but the texts of the
     /// row's key in place of the key's place and columns.
     pub(super) fn run(
         &self,
@@ -92,7 +93,7 @@ impl Table {
         Ok(format!(
             "select {}, {}{beside} from ({document}) as pg2kv_document",
             listed(&keys[0], keys[1..].to_vec()),
-            value_or_size(),
+            value_or_size(2 * width + 1),
         ))
     }
 }

@@ -3,9 +3,11 @@
 //! Owns the look into the catalog. Makes no statement that reads the table.
 
 use super::super::error::{Error, Kind, Place};
+use super::super::key_bytes::{Encoding, about};
 use super::super::link::Link;
 use super::super::names::verbatim;
 use super::super::{Settings, SyncSource};
+use crate::change::KEY_MAX_BYTES;
 
 /// Bytes of a row where the table's statistics say nothing.
 const ROW_BYTES_GUESS: u64 = 1_024;
@@ -22,7 +24,8 @@ const RELATION: &str = "\
 /// only pg_catalog in the search path a type of an extension (citext) would be compared as text.
 const KEY_COLUMNS: &str = "\
     select k.name, a.attnum, quote_ident(a.attname), format_type(a.atttypid, -1), b.oid::int8,
-      o.equal, o.greater, o.at_least, o.at_most, coalesce(l.collisdeterministic, true)
+      o.equal, o.greater, o.at_least, o.at_most, coalesce(l.collisdeterministic, true),
+      coalesce(b.varies, true)
     from unnest($2::text[]) with ordinality as k(name, ord)
     left join pg_attribute as a
       on a.attrelid = $1::int8::oid and a.attname = k.name and a.attnum > 0 and not a.attisdropped
@@ -34,7 +37,8 @@ const KEY_COLUMNS: &str = "\
         select t.oid, t.typbasetype from below join pg_type as t on t.oid = below.base
         where below.base <> 0
       )
-      select oid from below where base = 0
+      select below.oid, y.typlen = -1 as varies
+      from below join pg_type as y on y.oid = below.oid where below.base = 0
     ) as b on true
     left join lateral (
       select
@@ -78,6 +82,7 @@ const TIMESTAMPTZ_OID: i64 = 1_184;
 const BYTEA_OID: i64 = 17;
 const TEXT_OID: i64 = 25;
 const VARCHAR_OID: i64 = 1_043;
+const BPCHAR_OID: i64 = 1_042;
 /// Types whose equal values have equal text: boolean, the integers, uuid, bytea, dates and times; and
 /// text where its collation is deterministic. Others do not (numeric 1.0 and 1.00, citext, character,
 /// collations that ignore case).
@@ -114,6 +119,7 @@ pub(super) struct Table {
     pub(super) indexed: bool,
     /// SQL for the shard of a row, which stands behind the key columns.
     shard: Option<String>,
+    pub(super) encoding: Encoding,
 }
 
 pub(super) struct KeyColumn {
@@ -132,6 +138,8 @@ pub(super) struct KeyColumn {
     pub(super) integer: bool,
     /// Its text stands in a key without quotes.
     pub(super) bare: bool,
+    /// SQL for the bytes of a value, where these differ from row to row; `{}` stands for the value.
+    pub(super) size: Option<&'static str>,
 }
 
 /// How a column stands in a key.
@@ -205,6 +213,12 @@ pub(super) async fn look_up(
             at_most: or_catalog(row.get(8), "<="),
             bare: BARE_OIDS.contains(&below_domains),
             integer: INTEGER_OIDS.contains(&below_domains),
+            size: match below_domains {
+                _ if !row.get::<_, bool>(10) => None,
+                BYTEA_OID => Some("octet_length({}) * 2"),
+                TEXT_OID | VARCHAR_OID | BPCHAR_OID => Some("octet_length({})"),
+                _ => Some("octet_length(format('%s', {}))"),
+            },
         });
     }
     let count = i32::try_from(numbers.len()).unwrap_or(i32::MAX);
@@ -242,6 +256,7 @@ pub(super) async fn look_up(
         order: indexed.unwrap_or_else(|| (0..columns.len()).collect()),
         columns,
         shard,
+        encoding: link.encoding(),
     };
     Ok((
         table,
@@ -308,6 +323,31 @@ impl Table {
     /// The shard of a row; empty where there are none.
     pub(super) fn shard_sql(&self) -> &str {
         self.shard.as_deref().unwrap_or_default()
+    }
+
+    /// SQL for the bytes of a row's key, as the trigger counts them; `None` where no key is long.
+    pub(super) fn key_size(&self) -> Option<String> {
+        let columns = self.columns.iter();
+        let sizes: Vec<String> = columns
+            .filter_map(|column| {
+                let value = format!("{}.{}", self.alias, column.name);
+                Some(format!("({})", column.size?.replace("{}", &value)))
+            })
+            .collect();
+        (!sizes.is_empty()).then(|| sizes.join(" + "))
+    }
+
+    /// SQL for what is told of a row whose key is too long, as the trigger tells it; NULL of others.
+    pub(super) fn about_key(&self) -> String {
+        let Some(size) = self.key_size() else {
+            return "null::text".to_owned();
+        };
+        let columns = self.columns.iter();
+        let values: Vec<String> = columns
+            .map(|column| format!("{}.{}", self.alias, column.name))
+            .collect();
+        let about = about(&size, &format!("concat_ws(',', {})", values.join(", ")));
+        format!("case when ({size}) > {KEY_MAX_BYTES} then {about} end")
     }
 
     /// The key of a row, as the trigger makes it.

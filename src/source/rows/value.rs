@@ -10,7 +10,7 @@ use super::super::error::{Error, Kind};
 use super::super::names::verbatim;
 use super::super::{ExpirySql, SyncSource, ValueSql};
 use super::Plan;
-use crate::change::{Draft, DraftValue, Expiry, Value};
+use crate::change::{Draft, DraftText, DraftValue, Expiry, Value};
 
 /// Longest identifier that PostgreSQL keeps whole.
 const NAME_MAX_BYTES: usize = 63;
@@ -200,8 +200,8 @@ impl Plan {
             expiry: self.ttl_seconds.map_or(Expiry::Never, Expiry::After),
         };
         if self.beside == Beside::Attributes {
-            draft.content_type = row.try_get(at + 2)?;
-            draft.metadata = row.try_get(at + 3)?;
+            draft.content_type = text_at(row, at + 2, at + 6)?;
+            draft.metadata = text_at(row, at + 3, at + 7)?;
             if let (None, Some(end), Some(ahead)) = (
                 self.ttl_seconds,
                 row.try_get::<_, Option<i64>>(at + 4)?,
@@ -220,6 +220,21 @@ impl Plan {
 /// An expression of the operator's.
 pub(super) fn expression(sql: &str) -> String {
     verbatim(&format!("(\n{sql}\n)"))
+}
+
+/// A text that stands beside a value, or its size where only that travelled.
+fn text_at(
+    row: &Row,
+    text: usize,
+    bytes: usize,
+) -> Result<Option<DraftText>, tokio_postgres::Error> {
+    if let Some(bytes) = row.try_get::<_, Option<i32>>(bytes)? {
+        let bytes = u64::try_from(bytes).unwrap_or_default();
+        return Ok(Some(DraftText::TooLarge { bytes }));
+    }
+    Ok(row
+        .try_get::<_, Option<String>>(text)?
+        .map(DraftText::Whole))
 }
 
 /// An identifier in SQL.

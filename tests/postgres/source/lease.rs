@@ -91,7 +91,7 @@ async fn a_server_that_does_not_answer_is_given_up() {
     let error = leader.read(&["[1]"]).await.unwrap_err().error;
     assert_eq!(
         error.kind(),
-        Kind::Transient,
+        Kind::RowTransient,
         "the server's own limit comes first: {error}"
     );
     assert!(error.to_string().contains("statement_timeout"), "{error}");

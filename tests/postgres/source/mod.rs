@@ -5,6 +5,7 @@ mod bell;
 mod check;
 mod claim;
 mod collect;
+mod encoding;
 mod expand;
 mod fetch;
 mod gate;
@@ -19,7 +20,7 @@ mod walk;
 use std::future::Future;
 use std::time::Duration;
 
-use pg2kv::change::{Change, Changed, DraftValue, Epoch, Key, SyncId, Value};
+use pg2kv::change::{Change, Changed, DraftValue, Epoch, KV_VALUE_MAX_BYTES, Key, SyncId, Value};
 use pg2kv::ledger::{ClaimRequest, FetchMode, Fetched};
 use pg2kv::source::doorbell::Doorbell;
 use pg2kv::source::lease::Candidate;
@@ -56,7 +57,15 @@ impl Bench {
     }
 
     async fn on(server: Server) -> Self {
-        let db = Database::create(server).await;
+        Self::of(Database::create(server).await).await
+    }
+
+    /// In a database of this encoding.
+    async fn encoded(encoding: &str) -> Self {
+        Self::of(Database::create_in(Server::Installed, encoding).await).await
+    }
+
+    async fn of(db: Database) -> Self {
         let admin = db.connect().await;
         admin.batch_execute(INSTALL).await.unwrap();
         admin
@@ -151,7 +160,7 @@ fn claim_all(sync: SyncId, keys: Vec<Key>) -> ClaimRequest {
         keys,
         ids: vec![],
         backfill: None,
-        max_bytes: 1_000_000,
+        max_bytes: KV_VALUE_MAX_BYTES,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Values: every type renders exactly, the same each time, and what a pair has beside its value.
 
-use pg2kv::change::{Draft, DraftValue, Expiry, SyncId, Value};
+use pg2kv::change::{Draft, DraftText, DraftValue, Expiry, SyncId, Value};
 use pg2kv::source::{Attributes, ExpirySql, Kind, SyncSource, ValueSql, check};
 
 use super::{Bench, items, key, text};
@@ -330,8 +330,12 @@ async fn what_a_pair_has_beside_its_value_comes_with_it() {
     let claimed = leader.read_of(SyncId(0), &keys).await.unwrap();
     let drafts: Vec<_> = claimed.rows.into_iter().map(|row| row.draft).collect();
     let first = drafts[0].clone().unwrap();
-    assert_eq!(first.content_type.as_deref(), Some("text/html"));
-    assert_eq!(first.metadata.as_deref(), Some(r#"{"a": null, "b": 1.10}"#));
+    assert_eq!(
+        first.content_type,
+        Some(DraftText::Whole("text/html".to_owned()))
+    );
+    let metadata = r#"{"a": null, "b": 1.10}"#.to_owned();
+    assert_eq!(first.metadata, Some(DraftText::Whole(metadata)));
     let Expiry::At {
         unix_seconds,
         ahead_seconds,
@@ -345,7 +349,7 @@ async fn what_a_pair_has_beside_its_value_comes_with_it() {
     let plain = |text: &'static str| Draft::of(Value::Text(text.into()));
     assert_eq!(drafts[1], Some(plain("b")));
     let list = Draft {
-        metadata: Some("[1]".to_owned()),
+        metadata: Some(DraftText::Whole("[1]".to_owned())),
         ..plain("c")
     };
     assert_eq!(drafts[2], Some(list));
