@@ -46,9 +46,13 @@ const LOOK: &str = "\
 
 /// `synchronous_commit` is off for this one transaction: a bell that a crash forgets is set anew by
 /// the next session, and the flush would cost each falling asleep a wait for the disk.
+///
+/// While the server's notification queue is more than half full, the bell stays silent: once the queue is
+/// full, every transaction that has notified fails at its commit.
 const RING_UNTIL: &str = "\
     select set_config('synchronous_commit', 'off', true),
-      setval('pg2kv.bell', ceil(extract(epoch from clock_timestamp()) + $1::float8)::int8)";
+      setval('pg2kv.bell', case when pg_notification_queue_usage() <= 0.5
+        then ceil(extract(epoch from clock_timestamp()) + $1::float8)::int8 else 0 end)";
 
 const SILENCE: &str = "\
     select set_config('synchronous_commit', 'off', true), setval('pg2kv.bell', 0)";
@@ -164,19 +168,22 @@ impl Outbox {
         // that the look does not show read the bell after it was set, or is visible to the page.
         let after: [&(dyn ToSql + Sync); 2] = [&high, &rows_max];
         let set_at = Instant::now();
-        let (holders, page) = link
+        let (crowded, holders, page) = link
             .call("fetching from the outbox", 3, Place::Own, async {
-                let (_, holders, page) = tokio::try_join!(
+                let (crowded, holders, page) = tokio::try_join!(
                     biased;
                     self.set_bell(link, set_bell),
                     self.look(link, looks),
                     link.client().query(&self.page, &after),
                 )?;
-                Ok((holders, page))
+                Ok((crowded, holders, page))
             })
             .await?;
         if set_bell {
-            state.bell = Bell::SetUntil(set_at + self.ring_for);
+            state.bell = match crowded {
+                Some(true) => Bell::Silent,
+                _ => Bell::SetUntil(set_at + self.ring_for),
+            };
         }
 
         let due = if looks {
@@ -208,6 +215,7 @@ impl Outbox {
             ignored: 0,
             more,
             writers: asleep && !holders.is_empty(),
+            notify_queue_full: crowded,
         };
         for row in late.iter().chain(&page) {
             match self.change(row)? {
@@ -218,12 +226,21 @@ impl Outbox {
         Ok(fetched)
     }
 
-    async fn set_bell(&self, link: &Link, wanted: bool) -> Result<(), tokio_postgres::Error> {
-        if wanted {
-            let seconds = self.ring_for.as_secs_f64();
-            link.client().query(&self.ring_until, &[&seconds]).await?;
+    /// Whether the notification queue is too full to set it; `None` if that was not wanted.
+    async fn set_bell(
+        &self,
+        link: &Link,
+        wanted: bool,
+    ) -> Result<Option<bool>, tokio_postgres::Error> {
+        if !wanted {
+            return Ok(None);
         }
-        Ok(())
+        let seconds = self.ring_for.as_secs_f64();
+        let set = link
+            .client()
+            .query_one(&self.ring_until, &[&seconds])
+            .await?;
+        Ok(Some(set.try_get::<_, i64>(1)? == 0))
     }
 
     async fn look(

@@ -8,14 +8,11 @@ use tokio_postgres::types::ToSql;
 
 use super::super::SyncSource;
 use super::super::error::{Error, Kind, Place};
-use super::super::names::Client;
+use super::super::link::ReadLink;
 use super::super::rows::{KeyTexts, Places, Plan, RowPlace};
 use super::super::session::Row;
 use super::{Prepared, Reader};
 use crate::change::Draft;
-
-/// Statements of [`Reader::read`] at most: three transactions.
-pub(super) const STATEMENTS: u32 = 9;
 
 /// What one read gave.
 pub(super) struct Read<T> {
@@ -60,7 +57,7 @@ impl<T> Read<T> {
 
 /// A read, whichever way it goes.
 struct Reading<'a, F> {
-    client: &'a Client,
+    link: &'a ReadLink,
     plan: &'a Plan,
     texts: &'a KeyTexts<'a>,
     max_bytes: usize,
@@ -83,7 +80,7 @@ impl Reader {
         let plan = &prepared.plan;
         let texts = KeyTexts::of(keys, plan.columns);
         let reading = Reading {
-            client: self.link.client(),
+            link: &self.link,
             plan,
             texts: &texts,
             max_bytes,
@@ -109,23 +106,13 @@ impl Reader {
 }
 
 impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
-    /// A read-only transaction of its own: the operator's expressions cannot write. Begin, read and
-    /// commit are sent in one go.
+    /// A transaction of its own: neither the operator's expressions nor the owner's functions can write.
     async fn transaction<R>(
         &self,
         read: impl Future<Output = Result<R, Error>>,
     ) -> Result<R, Error> {
-        let (begun, read, committed) = tokio::join!(
-            biased;
-            self.client.batch_execute(self.plan.begin),
-            read,
-            self.client.batch_execute("commit"),
-        );
-        let failed = |error| Error::from_driver(Place::Own, self.doing, error);
-        begun.map_err(failed)?;
-        let read = read?;
-        committed.map_err(failed)?;
-        Ok(read)
+        let begin = self.plan.begin;
+        self.link.read_at_once(self.doing, 1, begin, read).await
     }
 
     async fn by_key(&self) -> Result<Read<T>, Error> {
@@ -133,7 +120,8 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
         let failed = |error| Error::from_driver(Place::Relation, self.doing, error);
         let mut read = Read::of(texts.len());
         let rows = self
-            .client
+            .link
+            .client()
             .query_raw(&plan.rows, texts.parameters())
             .await
             .map_err(failed)?;
@@ -185,7 +173,8 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
         };
         let mut places = Places::new(texts);
         let rows = self
-            .client
+            .link
+            .client()
             .query_raw(&run.statement, ends)
             .await
             .map_err(failed)?;
@@ -226,7 +215,7 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
             return Ok(true);
         }
         let reading = Reading {
-            client: self.client,
+            link: self.link,
             plan: self.plan,
             texts: &KeyTexts::of(keys, self.plan.columns),
             max_bytes: usize::MAX,

@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::SyncSource;
 use super::super::error::{Error, Kind, Place};
-use super::super::link::Link;
+use super::super::link::{BEGIN, ReadLink};
 use super::{Prepared, Reader};
 use crate::change::{Key, SyncId};
 use crate::ledger::{BackfillStep, ClaimRequest, Walked};
@@ -115,7 +115,7 @@ fn doing(sync: &SyncSource) -> String {
 }
 
 async fn walk(
-    link: &Link,
+    link: &ReadLink,
     prepared: &Prepared,
     doing: &str,
     stretch: &Stretch,
@@ -130,7 +130,7 @@ async fn walk(
 
 async fn walk_by(
     statement: &Statement,
-    link: &Link,
+    link: &ReadLink,
     prepared: &Prepared,
     doing: &str,
     stretch: &Stretch,
@@ -138,22 +138,11 @@ async fn walk_by(
     let limit = i64::try_from(stretch.limit.max(1)).unwrap_or(i64::MAX);
     let parameters: [&(dyn ToSql + Sync); 2] = [&stretch.after, &limit];
     let client = link.client();
-    let rows = link
-        .call(doing, 3, Place::Relation, async {
-            let (begun, rows, committed) = tokio::join!(
-                biased;
-                client.batch_execute("begin read only"),
-                client.query(statement, &parameters),
-                client.batch_execute("commit"),
-            );
-            begun?;
-            let rows = rows?;
-            committed?;
-            Ok(rows)
-        })
-        .await?;
+    let failed = |error| Error::from_driver(Place::Relation, doing, error);
+    let rows = async { client.query(statement, &parameters).await.map_err(failed) };
+    let rows = link.read_at_once(doing, 1, BEGIN, rows).await?;
     rows.iter()
         .map(|row| prepared.plan.walked_key.key(row))
         .collect::<Result<_, _>>()
-        .map_err(|error| Error::from_driver(Place::Relation, doing, error))
+        .map_err(failed)
 }

@@ -10,6 +10,7 @@ mod fetch;
 mod gate;
 mod keys;
 mod lease;
+mod password;
 mod recover;
 mod run;
 mod tls;
@@ -112,6 +113,7 @@ fn settings(url: &str) -> Settings {
     let (config, tls) = parse_url(url, None, false).unwrap();
     Settings {
         config,
+        password: None,
         tls,
         schema: "pg2kv".to_owned(),
         doorbell: true,
