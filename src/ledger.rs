@@ -29,6 +29,9 @@ pub struct Fetched {
     /// After [`FetchMode::FallingAsleep`]: a transaction is open that may have read the bell before
     /// it was set, so NOTIFY cannot be relied on yet.
     pub writers: bool,
+    /// Whether the server's notification queue is so full that the bell was not set; `None` if it was
+    /// not to be set.
+    pub notify_queue_full: Option<bool>,
 }
 
 /// Claim keys, then read their rows.

@@ -6,7 +6,7 @@
 //! A row trigger writes the *key* of a changed row into `pg2kv.outbox`, in the writer's transaction,
 //! and notifies only while the daemon sleeps. The daemon fetches keys, coalesces them in a debounced
 //! queue, and takes those that are due as a batch. In one synchronous transaction it moves the batch
-//! from the outbox into `pg2kv.claim`; then it reads the rows as they are now, writes them to KV in
+//! from the outbox into `pg2kv.claim`; meanwhile it reads the rows as they are now. It writes them to KV in
 //! bulk, and settles: the claim goes once each of its keys is proven written.
 //!
 //! ```text

@@ -52,11 +52,15 @@ pub(super) fn administrator(
     Ok(Some(match database {
         Some(database) => Settings {
             config: connection,
+            // The configured one is the daemon's.
+            password: None,
             tls,
             ..database.source_settings()
         },
         None => Settings {
             config: connection,
+            // The configured one is the daemon's.
+            password: None,
             tls,
             schema: config.schema.as_str().to_owned(),
             doorbell: true,

@@ -7,6 +7,7 @@ use secrecy::ExposeSecret as _;
 use super::{Config, DatabaseConfig, Lease, Postgres, ValueSource};
 use crate::change::SyncId;
 use crate::queue::{self, backoff, budget};
+use crate::source::password::PasswordFile;
 use crate::source::{self, SyncSource, ValueSql};
 use crate::{daemon, relay, sink};
 
@@ -149,6 +150,7 @@ impl DatabaseConfig {
 fn source_settings(postgres: &Postgres, lease: &Lease) -> source::Settings {
     source::Settings {
         config: postgres.connection.clone(),
+        password: postgres.password_file.clone().map(PasswordFile),
         tls: postgres.tls.clone(),
         schema: postgres.schema.as_str().to_owned(),
         doorbell: postgres.doorbell,

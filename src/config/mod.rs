@@ -104,8 +104,10 @@ pub struct SqlConfig {
 /// `[postgres]`: the way to the database.
 #[derive(Clone, Debug)]
 pub struct Postgres {
-    /// Hosts, user, password and socket options, from `url` and `password_file`.
+    /// Hosts, user, password and socket options, from `url`.
     pub connection: tokio_postgres::Config,
+    /// Holds the password, which is read again for each connection.
+    pub password_file: Option<PathBuf>,
     /// How the server's identity is proven.
     pub tls: TlsMode,
     /// PEM file of certificate authorities to trust instead of the system's.

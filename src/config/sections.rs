@@ -3,6 +3,7 @@
 //! Each function reads every key of its section before it gives up, so that all problems come to
 //! light at once.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -63,8 +64,10 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
         );
     }
     let password_file = section.text("password_file", None);
-    let password = password_file.map(|path| {
-        let found = FoundSecret::File(path.into());
+    let password_file = password_file.map(PathBuf::from);
+    // It is read again for each connection; whoever starts with an unusable file hears of it now.
+    let password = password_file.clone().map(|path| {
+        let found = FoundSecret::File(path);
         section.reveal(("password_file", "password_file"), found, Scope::Database)
     });
     let root_certificate = section.file("root_certificate", Scope::Database);
@@ -92,12 +95,13 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
     let connect_timeout = section.duration("connect_timeout", "10s", 100 * MS..=HOUR);
     let statement_timeout = section.duration("statement_timeout", "30s", 100 * MS..=HOUR);
     let postgres = || {
-        let (mut connection, tls) = parsed?;
+        let (connection, tls) = parsed?;
         if let Some(read) = password {
-            connection.password(read?.expose_secret());
+            read?;
         }
         Some(Postgres {
             connection,
+            password_file,
             tls,
             root_certificate,
             allow_plaintext: allow_plaintext?,

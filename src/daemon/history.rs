@@ -184,6 +184,15 @@ fn trouble(at_unix_seconds: u64, notice: &Notice) -> Option<Trouble> {
             detail.clone(),
             Some(reason.hint().to_owned()),
         ),
+        Notice::NotifyQueue { full: true } => {
+            let (error, hint) = Status::NOTIFY_QUEUE_FULL;
+            (
+                "the outbox was polled",
+                None,
+                error.to_owned(),
+                Some(hint.to_owned()),
+            )
+        }
         Notice::Held {
             sync, detail, hint, ..
         } => (

@@ -157,6 +157,8 @@ pub struct Daemon {
     report: watch::Sender<Report>,
     ticked_ms: Arc<AtomicU64>,
     check_interval: Duration,
+    /// The gauges are being read, and whether they are to be read again after that.
+    gauges_out: Option<bool>,
     /// Audits that ask for a page of names.
     pages: mpsc::Receiver<PageAsked>,
     /// The one that was not let go yet.
@@ -211,6 +213,7 @@ impl Daemon {
             report,
             ticked_ms,
             check_interval: settings.check_interval,
+            gauges_out: None,
             pages,
             page: None,
         };
@@ -298,11 +301,13 @@ impl Daemon {
             }
             Effect::Abandon => {
                 self.page = None;
+                self.gauges_out = None;
                 self.tasks = JoinSet::new();
                 self.leadership = None;
             }
             Effect::Release => {
                 let leadership = self.leadership.take();
+                self.gauges_out = None;
                 self.tasks = JoinSet::new();
                 self.tasks.spawn(async move {
                     if let Some(leadership) = leadership {
@@ -344,13 +349,14 @@ impl Daemon {
                 self.examine();
             }
             Ok(Done::Gauges(at, gauges)) => {
+                self.gauges_read();
                 self.teller.tell_gauges(&gauges);
                 let facts = gauges.deletes.clone();
                 self.handle(Event::DeletesAsked { at, facts });
                 self.report
                     .send_modify(|report| report.gauges = Some(gauges));
             }
-            Ok(Done::Nothing) => {}
+            Ok(Done::Nothing) => self.gauges_read(),
             // A task that panicked leaves its part of the leadership unknown: drop all of it.
             Err(error) if error.is_panic() => self.handle(Event::SessionLost(Failure {
                 kind: FailureKind::Connection,
@@ -388,11 +394,23 @@ impl Daemon {
         });
     }
 
+    /// One reading at a time: whoever notifies while deletes are held has them read.
     fn read_gauges(&mut self) {
+        if let Some(again) = &mut self.gauges_out {
+            *again = true;
+            return;
+        }
         if let Some(leader) = self.leadership.as_ref().and_then(Leadership::leader) {
             let held = self.held_deletes();
+            self.gauges_out = Some(false);
             self.tasks
                 .spawn(async move { effects::gauges(leader, held).await });
+        }
+    }
+
+    fn gauges_read(&mut self) {
+        if self.gauges_out.take() == Some(true) {
+            self.read_gauges();
         }
     }
 
@@ -459,6 +477,7 @@ fn is_news(notice: &Notice) -> bool {
             | Notice::DeletesResumed { .. }
             | Notice::Blocked { .. }
             | Notice::Unblocked
+            | Notice::NotifyQueue { .. }
             | Notice::BackfillStarted { .. }
             | Notice::BackfillDone { .. }
             | Notice::AuditStarted { .. }

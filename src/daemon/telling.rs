@@ -78,6 +78,11 @@ impl Teller {
                 gauge!(names::POSTGRES_UP).set(1.0);
                 info!("another process leads; this one stands by");
             }
+            Notice::NotifyQueue { full: true } => {
+                let (error, hint) = Status::NOTIFY_QUEUE_FULL;
+                warn!(error, hint, "polling instead of waiting for notifications");
+            }
+            Notice::NotifyQueue { full: false } => info!("waiting for notifications again"),
             Notice::SessionFailed(failure) => {
                 gauge!(names::POSTGRES_UP).set(0.0);
                 counter!(names::LEDGER_FAILURES, "kind" => failure.kind.as_str()).increment(1);

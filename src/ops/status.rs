@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::daemon::Report;
 use crate::ledger::{BackfillPhase, Examined};
-use crate::relay::{Phase, StatusAudit, StatusSync};
+use crate::relay::{Phase, Status, StatusAudit, StatusSync};
 
 /// `/api/status`. Times are in seconds, counts are plain numbers.
 #[derive(Debug, Serialize)]
@@ -26,6 +26,8 @@ pub(super) struct StatusJson {
     /// `null` where there is no limit.
     budget_left_requests: Option<u64>,
     blocked: Option<BlockJson>,
+    /// Why the outbox is polled, while it is.
+    polling: Option<ErrorJson>,
     postgres_error: Option<ErrorJson>,
     syncs: Vec<SyncJson>,
     recent: Vec<TroubleJson>,
@@ -183,6 +185,13 @@ impl StatusJson {
                 hint: block.reason.hint(),
                 retry_in_seconds: block.retry_in.as_secs_f64(),
             }),
+            polling: status.notify_queue_full.then(|| {
+                let (error, hint) = Status::NOTIFY_QUEUE_FULL;
+                ErrorJson {
+                    error: error.to_owned(),
+                    hint: Some(hint.to_owned()),
+                }
+            }),
             postgres_error: report.failure.as_ref().map(|failure| ErrorJson {
                 error: failure.detail.clone(),
                 hint: failure.hint.clone(),
@@ -286,6 +295,11 @@ pub(super) fn readiness(report: &Report) -> String {
     if let Some(failure) = &report.failure {
         lines.push(format!("postgres: {}", failure.detail));
         lines.extend(failure.hint.iter().map(|hint| format!("  help: {hint}")));
+    }
+    if status.notify_queue_full {
+        let (error, hint) = Status::NOTIFY_QUEUE_FULL;
+        lines.push(format!("polling: {error}"));
+        lines.push(format!("  help: {hint}"));
     }
     if let Some(block) = &status.blocked {
         lines.push(format!(

@@ -383,6 +383,11 @@ pub enum Notice {
         /// Rows of syncs that are not configured.
         ignored: u64,
     },
+    /// The server's notification queue became more than half full, or no longer is.
+    NotifyQueue {
+        /// It is, so the outbox is polled.
+        full: bool,
+    },
     /// A writer rang.
     Rung,
     /// The relay woke up to fetch.

@@ -43,10 +43,21 @@ pub struct Status {
     pub budget_left: u64,
     /// Pairs that the next batch may hold.
     pub batch_pairs: usize,
+    /// The server's notification queue is more than half full, so the outbox is polled.
+    pub notify_queue_full: bool,
     /// Why nothing is sent.
     pub blocked: Option<StatusBlock>,
     /// By sync.
     pub syncs: Vec<StatusSync>,
+}
+
+impl Status {
+    /// Why the outbox is polled, and what to do.
+    pub const NOTIFY_QUEUE_FULL: (&str, &str) = (
+        "the server's notification queue is more than half full, so the daemon polls and nobody notifies it",
+        "end the session that listens in an open transaction: the server's log names it, and \
+         pg_stat_activity shows it as idle in transaction",
+    );
 }
 
 impl Default for Status {
@@ -61,6 +72,7 @@ impl Default for Status {
             oldest_change_age: None,
             budget_left: 0,
             batch_pairs: 0,
+            notify_queue_full: false,
             blocked: None,
             syncs: Vec::new(),
         }

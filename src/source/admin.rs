@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 
 use super::Settings;
 use super::error::{Error, Kind, Place};
-use super::lease::LOCK_CLASS;
+use super::lease::{IS_LOCK, MAY_LEAD, daemon_role};
 use super::link::{Link, Role};
 use super::schema::{self, Standing};
 use crate::change::{Key, OutboxId};
@@ -20,10 +20,9 @@ const KIT_STATEMENTS: u32 = 10;
 const LEASE: &str = "\
     select l.holder, l.epoch, to_char(l.acquired_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
       exists (
-        select from pg_catalog.pg_locks as k, pg_catalog.pg_namespace as n
-        where k.locktype = 'advisory' and k.granted and k.classid = $1::int8::oid and k.objsubid = 2
-          and k.database = (select oid from pg_catalog.pg_database where datname = current_database())
-          and n.nspname = $2::text and k.objid = (n.oid::int8 & 2147483647)::oid)
+        select from pg_namespace as n join pg_locks as k on {is_lock}
+        join pg_stat_activity as a on a.pid = k.pid
+        where n.nspname = $1::text and {may_lead})
     from pg2kv.lease as l";
 
 const STATUS: &str = "\
@@ -55,7 +54,8 @@ const AGAIN: &str = "\
 /// finds our lock on the outbox.
 pub(super) const RING: &str = "\
     select pg_notify($1::text, '')
-    where (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp())";
+    where (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp())
+      and pg_notification_queue_usage() <= 0.5";
 
 /// What stands in the database.
 #[derive(Clone, Debug)]
@@ -347,9 +347,12 @@ impl Admin {
 
 /// Who leads, or led last.
 pub(super) async fn leader(link: &Link, settings: &Settings) -> Result<Option<Leader>, Error> {
-    let sql = settings.sql(LEASE);
-    let class = i64::from(LOCK_CLASS);
-    let parameters: [&(dyn ToSql + Sync); 2] = [&class, &settings.schema];
+    let sql = LEASE
+        .replace("{may_lead}", MAY_LEAD)
+        .replace("{is_lock}", IS_LOCK);
+    let sql = settings.sql(&sql);
+    let role = daemon_role(&settings.schema);
+    let parameters: [&(dyn ToSql + Sync); 3] = [&settings.schema, &0_i64, &role];
     let row = link
         .call(
             "asking who leads",

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use futures_util::TryStreamExt as _;
 use tokio_postgres::types::ToSql;
 
-use super::claim::Reader;
+use super::claim::{Claims, Reader};
 use super::error::{Error, Place};
-use super::key_bytes::{Raw, undecodable};
+use super::key_bytes::{Raw, Via, undecodable};
 use super::link::{Link, Role};
+use super::readers::Readers;
 use super::session::Row;
 use super::{Settings, SyncSource, schema};
 use crate::change::{DraftValue, Epoch, KV_VALUE_MAX_BYTES, Key};
@@ -70,7 +71,7 @@ const LETTERS: &str = "select {key} from (
 /// A connection that compares. See the module.
 pub struct Auditor {
     link: Arc<Link>,
-    reader: Reader,
+    readers: Readers,
     settings: Settings,
 }
 
@@ -80,10 +81,14 @@ impl Auditor {
     /// # Errors
     /// As for any connection; there is no schema.
     pub async fn connect(settings: &Settings) -> Result<Self, Error> {
-        let link = Arc::new(Link::open(settings, Role::Bulk, None).await?);
+        let link = Arc::new(Link::open(settings, Role::Background, None).await?);
         schema::require(&settings.schema, &link).await?;
         Ok(Self {
-            reader: Reader::open(settings, Arc::clone(&link)).await?,
+            readers: Readers::new(
+                settings,
+                Role::Bulk,
+                &Arc::new(Claims::new(settings, Arc::clone(&link))),
+            ),
             link,
             settings: settings.clone(),
         })
@@ -99,7 +104,7 @@ impl Auditor {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Walked, Error> {
-        self.reader.walk(sync, after, limit).await
+        self.readers.of(sync).await?.walk(sync, after, limit).await
     }
 
     /// See [`Session::keys_of`](super::Session::keys_of).
@@ -111,7 +116,7 @@ impl Auditor {
         sync: &SyncSource,
         columns: &[Vec<String>],
     ) -> Result<Vec<Option<Key>>, Error> {
-        self.reader.keys_of(sync, columns).await
+        self.readers.of(sync).await?.keys_of(sync, columns).await
     }
 
     /// Reads a few of the keys, from the first on: as many as fit a limit, at least one. `None`
@@ -120,7 +125,8 @@ impl Auditor {
     /// # Errors
     /// `Connection`, `Transient`, `Relation`.
     pub async fn read(&self, sync: &SyncSource, keys: &[Key]) -> Result<Vec<Option<Row>>, Error> {
-        self.read_by(&self.reader, sync, keys).await
+        let reader = self.readers.of(sync).await?;
+        self.read_by(&reader, sync, keys).await
     }
 
     pub(super) async fn read_by(
@@ -205,8 +211,8 @@ impl Auditor {
         &self.link
     }
 
-    pub(super) fn reader(&self) -> &Reader {
-        &self.reader
+    pub(super) fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -312,7 +318,9 @@ impl Auditor {
                 Ok(every)
             })
             .await?;
-        let texts = encoding.texts(&self.link, unknown.clone()).await?;
+        let texts = encoding
+            .texts(Via::Own(&self.link), unknown.clone())
+            .await?;
         for (bytes, text) in unknown.iter().zip(texts) {
             match text {
                 Some(key) => tell(&key),

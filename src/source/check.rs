@@ -2,11 +2,15 @@
 //!
 //! Reads only.
 
+use std::sync::Arc;
+
 use tokio_postgres::types::ToSql;
 
+use super::claim::Claims;
 use super::error::{Error, Kind, Place};
 use super::lease::Candidate;
 use super::link::{Link, Role};
+use super::readers::Readers;
 use super::rows::{Plan, expand};
 use super::{Settings, SyncSource, schema, triggers};
 use crate::ledger::Examined;
@@ -129,7 +133,7 @@ const INDEXED: &str = "\
 pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let link = match connect(settings, &mut findings).await {
-        Ok(link) => link,
+        Ok(link) => Arc::new(link),
         Err(error) => {
             findings.push(Finding::error("connection", &error));
             return findings;
@@ -139,13 +143,12 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
         Ok(finding) => findings.push(finding),
         Err(error) => findings.push(Finding::error("privileges", &error)),
     }
+    let claims = Arc::new(Claims::new(settings, Arc::clone(&link)));
+    let readers = Readers::new(settings, Role::Bulk, &claims);
     for sync in syncs {
         findings.push(triggers(settings, &link, sync).await);
         let what = format!("sync {}: table", sync.name);
-        let readable = match Plan::prepare(settings, &link, sync).await {
-            Ok(plan) => plan.try_out(&link, sync).await,
-            Err(error) => Err(error),
-        };
+        let readable = readable(settings, &readers, sync).await;
         findings.push(match readable {
             Ok(()) => Finding::fine(what, "columns, value and filter are valid, and readable"),
             Err(error) => Finding::error(what, &error),
@@ -154,7 +157,7 @@ pub async fn check(settings: &Settings, syncs: &[SyncSource]) -> Vec<Finding> {
             findings.push(index(settings, &link, sync).await);
         }
         for related in &sync.related {
-            findings.push(expansion(settings, &link, sync, related).await);
+            findings.push(expansion(settings, &link, &readers, sync, related).await);
         }
     }
     findings
@@ -167,7 +170,7 @@ async fn connect(settings: &Settings, findings: &mut Vec<Finding>) -> Result<Lin
         Err(error) if error.kind() == Kind::Connection => return Err(error),
         Err(error) => findings.push(Finding::error("schema", &error)),
     }
-    let link = Link::open(settings, Role::Bulk, None).await?;
+    let link = Link::open(settings, Role::Background, None).await?;
     if let Ok(standing) = schema::require(&settings.schema, &link).await {
         findings.push(Finding::fine(
             "schema",
@@ -232,6 +235,12 @@ async fn privileges(settings: &Settings, link: &Link) -> Result<Finding, Error> 
     ))
 }
 
+async fn readable(settings: &Settings, readers: &Readers, sync: &SyncSource) -> Result<(), Error> {
+    let reader = readers.of(sync).await?;
+    let plan = Plan::prepare(settings, reader.link(), sync).await?;
+    plan.try_out(reader.link(), sync).await
+}
+
 /// Whether the rows of one document can be found without a look at all.
 async fn index(settings: &Settings, link: &Link, sync: &SyncSource) -> Finding {
     let what = format!("sync {}: index", sync.name);
@@ -260,6 +269,7 @@ async fn index(settings: &Settings, link: &Link, sync: &SyncSource) -> Finding {
 async fn expansion(
     settings: &Settings,
     link: &Link,
+    readers: &Readers,
     sync: &SyncSource,
     related: &RelatedSpec,
 ) -> Finding {
@@ -268,7 +278,11 @@ async fn expansion(
         "looking for rows of {} that match {}",
         sync.table, related.table
     );
-    if let Err(error) = expand::prepare(settings, link, sync, related, &doing).await {
+    let prepared = async {
+        let reader = readers.of(sync).await?;
+        expand::prepare(settings, reader.link(), sync, related, &doing).await
+    };
+    if let Err(error) = prepared.await {
         return Finding::error(what, &error);
     }
     let own: Vec<&str> = related

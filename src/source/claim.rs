@@ -1,7 +1,12 @@
 //! Claims, and the read that follows each.
 //!
-//! **Invariant:** a claim is committed before the rows of its keys are read, in a snapshot taken
-//! after it. So a change that the read does not see has an outbox row of its own.
+//! **Invariant:** rows are read in a snapshot that is taken after the fetch which brought their keys,
+//! and a claim takes away those rows of the outbox only that this fetch has seen. So a change that the
+//! read does not see has an outbox row of its own, whichever of claim and read ends first. Nothing is
+//! sent to KV before both have.
+//!
+//! They go over two connections at the same time. One that has read tables of users writes nothing
+//! ([`ReadLink`]), and a claim that waits for the disk does not keep the read waiting.
 //!
 //! The claim is one statement that begins with the fence: it holds the lease's row against a takeover
 //! while it runs, and does nothing where the epoch is over.
@@ -13,13 +18,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use self::read::Room;
 use super::error::{Error, Kind, Place};
-use super::link::Link;
+use super::link::{Link, ReadLink};
 use super::rows::Plan;
 use super::runs::runs;
 use super::session::{Claimed, PrepareError, Row};
@@ -67,11 +72,18 @@ const CLAIM: &str = "\
     )
     select exists (select from fence), (select id from claimed), (select at from gone)";
 
-/// A connection that claims and reads.
+/// Claims over a connection to our own tables, for any number of readers.
+pub(crate) struct Claims {
+    link: Arc<Link>,
+    sql: String,
+    claim: OnceCell<Statement>,
+}
+
+/// A connection that reads tables of one owner.
 pub(crate) struct Reader {
     settings: Settings,
-    link: Arc<Link>,
-    claim: Statement,
+    claims: Arc<Claims>,
+    link: Arc<ReadLink>,
     plans: Mutex<HashMap<SyncId, Arc<Prepared>>>,
     ahead: Mutex<walk::Ahead>,
 }
@@ -82,27 +94,99 @@ struct Prepared {
     row_bytes: AtomicU64,
 }
 
-impl Reader {
-    pub(crate) async fn open(settings: &Settings, link: Arc<Link>) -> Result<Self, Error> {
-        let claim = settings.sql(CLAIM);
-        let claim = link
-            .call(
-                "preparing to claim",
-                2,
-                Place::Own,
-                link.client().prepare(&claim),
-            )
-            .await?;
-        Ok(Self {
-            settings: settings.clone(),
+impl Claims {
+    pub(crate) fn new(settings: &Settings, link: Arc<Link>) -> Self {
+        Self {
             link,
-            claim,
-            plans: Mutex::default(),
-            ahead: Mutex::default(),
-        })
+            sql: settings.sql(CLAIM),
+            claim: OnceCell::new(),
+        }
+    }
+
+    /// The statement; prepared now, if it was not.
+    pub(crate) async fn statement(&self) -> Result<&Statement, Error> {
+        let prepare = || async {
+            let prepared = self.link.client().prepare(&self.sql);
+            self.link
+                .call("preparing to claim", 2, Place::Own, prepared)
+                .await
+        };
+        self.claim.get_or_try_init(prepare).await
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// See `Session::advance_backfill`.
+    pub(crate) async fn advance(
+        &self,
+        epoch: Epoch,
+        sync: &SyncSource,
+        to: &BackfillStep,
+    ) -> Result<(), Error> {
+        self.write("moving a backfill on", epoch, sync, &[], &[], Some(to))
+            .await
+            .map(drop)
+    }
+
+    async fn write(
+        &self,
+        doing: &str,
+        epoch: Epoch,
+        sync: &SyncSource,
+        keys: &[&str],
+        ids: &[OutboxId],
+        step: Option<&BackfillStep>,
+    ) -> Result<Option<ClaimId>, Error> {
+        let (low, high) = runs(ids.iter().copied());
+        let (step, position, cursor, done) = match step {
+            None => ("none", None, None, None),
+            Some(BackfillStep::Rows { position, done }) => {
+                ("rows", Some(position.as_str()), None, Some(*done))
+            }
+            Some(BackfillStep::Keys { cursor, done }) => {
+                ("keys", None, Some(cursor.as_str()), Some(*done))
+            }
+            Some(BackfillStep::EnterKeys { done }) => ("enter", None, None, Some(*done)),
+            Some(BackfillStep::Done) => ("done", None, None, None),
+        };
+        let done = done.map(|done| i64::try_from(done).unwrap_or(i64::MAX));
+        let parameters: [&(dyn ToSql + Sync); 9] = [
+            &epoch.0, &low, &sync.name, &keys, &step, &position, &cursor, &done, &high,
+        ];
+        let claim = self.statement().await?;
+        let row = self.link.client().query_one(claim, &parameters);
+        let row = self.link.call(doing, 1, Place::Own, row).await?;
+        if row.get(0) {
+            Ok(row.get::<_, Option<i64>>(1).map(ClaimId))
+        } else {
+            Err(Error::fenced(doing))
+        }
+    }
+}
+
+impl Reader {
+    pub(crate) fn new(settings: &Settings, claims: Arc<Claims>, link: Arc<ReadLink>) -> Self {
+        Self {
+            settings: settings.clone(),
+            claims,
+            link,
+            plans: Mutex::default(),
+            ahead: Mutex::default(),
+        }
+    }
+
+    /// Another reader over the same connections, which knows no sync yet.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(
+            &self.settings,
+            Arc::clone(&self.claims),
+            Arc::clone(&self.link),
+        )
+    }
+
+    pub(crate) fn link(&self) -> &Arc<ReadLink> {
         &self.link
     }
 
@@ -116,7 +200,7 @@ impl Reader {
         if let Some(plan) = plans.get(&sync.id) {
             return Ok(plan.clone());
         }
-        let plan = Plan::prepare(&self.settings, &self.link, sync).await?;
+        let plan = Box::pin(Plan::prepare(&self.settings, &self.link, sync)).await?;
         let row_bytes = AtomicU64::new(plan.row_bytes);
         let prepared = Arc::new(Prepared { plan, row_bytes });
         plans.insert(sync.id, prepared.clone());
@@ -152,7 +236,6 @@ impl Reader {
             .plan(sync)
             .await
             .map_err(|error| PrepareError { claim: None, error })?;
-        let doing = format!("claiming and reading keys of sync {}", sync.name);
         let keys: Vec<&str> = request.keys.iter().map(Key::as_str).collect();
         let first = prepared.chunk(keys.len(), request.max_bytes);
         let room = Room {
@@ -164,19 +247,11 @@ impl Reader {
             request.backfill,
             Some(BackfillStep::Rows { .. } | BackfillStep::EnterKeys { .. })
         );
-        let (claimed, read) = self
-            .link
-            .within(&doing, 1 + read::STATEMENTS, async {
-                // Both are sent before either is waited for; the server keeps their order, and the
-                // read's snapshot is taken after the claim's commit.
-                Ok(tokio::join!(
-                    biased;
-                    self.claim(epoch, sync, request),
-                    self.read(&prepared, sync, &keys[..first], walked, room, make),
-                ))
-            })
-            .await
-            .map_err(|error| PrepareError { claim: None, error })?;
+        let (claimed, read) = tokio::join!(
+            biased;
+            Box::pin(self.claim(epoch, sync, request)),
+            Box::pin(self.read(&prepared, sync, &keys[..first], walked, room, make)),
+        );
         let claim = claimed.map_err(|error| PrepareError { claim: None, error })?;
         let mut read = match read {
             Ok(read) => read,
@@ -194,8 +269,7 @@ impl Reader {
             };
             let to = from + prepared.chunk(keys.len() - from, room.bytes);
             let next = self.read(&prepared, sync, &keys[from..to], walked, room, make);
-            let next = self.link.within(&doing, read::STATEMENTS, next).await;
-            let next = match next {
+            let next = match Box::pin(next).await {
                 Ok(next) => next,
                 Err(error) => {
                     let error = self.blame(&prepared, sync, error).await;
@@ -234,48 +308,11 @@ impl Reader {
             .filter_map(|at| request.keys.get(*at))
             .map(Key::as_str)
             .collect();
-        self.write_claim(epoch, sync, &keys, &request.ids, request.backfill.as_ref())
+        let (ids, step) = (&request.ids, request.backfill.as_ref());
+        let doing = format!("claiming keys of sync {}", sync.name);
+        self.claims
+            .write(&doing, epoch, sync, &keys, ids, step)
             .await
-    }
-
-    async fn write_claim(
-        &self,
-        epoch: Epoch,
-        sync: &SyncSource,
-        keys: &[&str],
-        ids: &[OutboxId],
-        step: Option<&BackfillStep>,
-    ) -> Result<Option<ClaimId>, Error> {
-        let doing = "claiming keys";
-        let (low, high) = runs(ids.iter().copied());
-        let (step, position, cursor, done) = match step {
-            None => ("none", None, None, None),
-            Some(BackfillStep::Rows { position, done }) => {
-                ("rows", Some(position.as_str()), None, Some(*done))
-            }
-            Some(BackfillStep::Keys { cursor, done }) => {
-                ("keys", None, Some(cursor.as_str()), Some(*done))
-            }
-            Some(BackfillStep::EnterKeys { done }) => ("enter", None, None, Some(*done)),
-            Some(BackfillStep::Done) => ("done", None, None, None),
-        };
-        let done = done.map(|done| i64::try_from(done).unwrap_or(i64::MAX));
-        let row = self
-            .link
-            .client()
-            .query_one(
-                &self.claim,
-                &[
-                    &epoch.0, &low, &sync.name, &keys, &step, &position, &cursor, &done, &high,
-                ],
-            )
-            .await
-            .map_err(|error| Error::from_driver(Place::Own, doing, error))?;
-        if row.get(0) {
-            Ok(row.get::<_, Option<i64>>(1).map(ClaimId))
-        } else {
-            Err(Error::fenced(doing))
-        }
     }
 
     /// See `Session::keys_of`.
@@ -296,7 +333,7 @@ impl Reader {
                 .collect();
             let parameters: [&(dyn ToSql + Sync); 1] = [&texts];
             let query = self.link.client().query(&prepared.plan.keys, &parameters);
-            match self.link.call(&doing, 1, Place::Rows, query).await {
+            match self.link.read(&doing, 1, Place::Rows, query).await {
                 Ok(rows) => {
                     for (key, row) in keys[part].iter_mut().zip(&rows) {
                         *key = row.get::<_, Option<&str>>(0).map(Key::new);
@@ -326,7 +363,7 @@ impl Reader {
         let none = none.as_slice();
         let parameters: [&(dyn ToSql + Sync); 1] = [&none];
         let query = self.link.client().query(&prepared.plan.keys, &parameters);
-        let found = self.link.call(doing, 1, Place::Relation, query).await;
+        let found = self.link.read(doing, 1, Place::Relation, query).await;
         found.map(drop).map_err(|error| match error.kind() {
             Kind::Row => error.into_kind(Kind::Relation),
             _ => error,
@@ -346,25 +383,8 @@ impl Reader {
         let client = self.link.client();
         let row = client.query_one(&prepared.plan.ahead, &parameters);
         let doing = "comparing a key with the position of a backfill";
-        let row = self.link.call(doing, 2, Place::Rows, row).await?;
+        let row = self.link.read(doing, 2, Place::Rows, row).await?;
         Ok(row.get::<_, Option<bool>>(0).unwrap_or(true))
-    }
-
-    /// See `Session::advance_backfill`.
-    pub(crate) async fn advance(
-        &self,
-        epoch: Epoch,
-        sync: &SyncSource,
-        to: &BackfillStep,
-    ) -> Result<(), Error> {
-        self.link
-            .within(
-                "moving a backfill on",
-                1,
-                self.write_claim(epoch, sync, &[], &[], Some(to)),
-            )
-            .await
-            .map(drop)
     }
 }
 

@@ -203,7 +203,7 @@ pub(crate) async fn adopt(
 /// # Errors
 /// As for any connection; there is no schema.
 pub async fn plans(settings: &Settings) -> Result<Vec<Plan>, Error> {
-    let link = Link::open(settings, Role::Bulk, None).await?;
+    let link = Link::open(settings, Role::Background, None).await?;
     schema::require(&settings.schema, &link).await?;
     let sql = settings.sql(PLANS);
     let rows = link.client().query(&sql, &[]);

@@ -3,13 +3,10 @@
 //! Owns the statement that looks into every table of ours at once, in one snapshot: a key on its way
 //! from the outbox into a claim shows in one of them.
 
-use std::sync::Arc;
-
 use tokio_postgres::types::ToSql;
 
 use super::admin::{self, Leader};
 use super::audit::Auditor;
-use super::claim::Reader;
 use super::error::{Error, Kind, Place};
 use super::{Attributes, SyncSource, ValueSql, triggers};
 use crate::change::{Key, SyncId};
@@ -166,7 +163,10 @@ impl Auditor {
                 let ahead = match row.get::<_, Option<&str>>(14) {
                     _ if !rows => false,
                     None => true,
-                    Some(position) => self.reader().is_ahead(sync, position, key).await?,
+                    Some(position) => {
+                        let reader = self.readers().of(sync).await?;
+                        reader.is_ahead(sync, position, key).await?
+                    }
                 };
                 Some(Walk {
                     reason,
@@ -228,7 +228,7 @@ impl Auditor {
             ..bare.clone()
         };
         // A reader keeps what it prepared by the number of the sync; these are others.
-        let reader = Reader::open(self.settings(), Arc::clone(self.link())).await?;
+        let reader = self.readers().of(sync).await?.another();
         let there = async |source: &SyncSource| {
             let rows = self
                 .read_by(&reader, source, std::slice::from_ref(key))

@@ -9,13 +9,37 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 
 use super::error::{Error, Place};
-use super::link::Link;
+use super::link::{Link, ReadLink};
 use crate::change::{Key, Unreadable};
 
 /// Makes texts of bytes; `$1` is an array of `bytea`.
 const DECODE: &str = "\
     select convert_from(k.bytes, getdatabaseencoding()) \
     from unnest($1::bytea[]) with ordinality as k(bytes, ord) order by k.ord";
+
+/// Which connection asks the server for texts.
+#[derive(Clone, Copy)]
+pub(crate) enum Via<'a> {
+    Own(&'a Link),
+    Reads(&'a ReadLink),
+}
+
+impl Via<'_> {
+    async fn decode(self, bytes: &[&[u8]]) -> Result<Vec<Row>, Error> {
+        let parameters: [&(dyn ToSql + Sync); 1] = [&bytes];
+        let doing = "decoding keys";
+        match self {
+            Self::Own(link) => {
+                let rows = link.client().query(DECODE, &parameters);
+                link.call(doing, 2, Place::Rows, rows).await
+            }
+            Self::Reads(link) => {
+                let rows = link.client().query(DECODE, &parameters);
+                link.read(doing, 2, Place::Rows, rows).await
+            }
+        }
+    }
+}
 
 /// The encoding of a database, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +84,7 @@ impl Encoding {
     /// `Connection`, `Transient`.
     pub(crate) async fn texts(
         self,
-        link: &Link,
+        via: Via<'_>,
         all: Vec<Vec<u8>>,
     ) -> Result<Vec<Option<String>>, Error> {
         let mut texts: Vec<Option<String>> = all
@@ -77,9 +101,7 @@ impl Encoding {
                 continue;
             }
             let bytes: Vec<&[u8]> = part.iter().map(|at| all[*at].as_slice()).collect();
-            let parameters: [&(dyn ToSql + Sync); 1] = [&bytes];
-            let rows = link.client().query(DECODE, &parameters);
-            match link.call("decoding keys", 2, Place::Rows, rows).await {
+            match via.decode(&bytes).await {
                 Ok(rows) => {
                     for (at, row) in part.iter().zip(&rows) {
                         texts[*at] = row.try_get(0).ok();

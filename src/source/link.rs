@@ -4,9 +4,9 @@
 //! group at a time, so that a deadline counts from when the server can begin.
 
 use std::future::{Future, poll_fn};
-use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::AbortHandle;
@@ -38,9 +38,13 @@ pub(crate) enum Role {
     Listen,
     /// Fetch, settle and other short statements.
     Control,
-    /// Claims and rows.
+    /// Claims of live changes.
+    Claim,
+    /// Claims of the backfill, and what else is written to our own tables or read from them.
+    Background,
+    /// Rows of live changes. A [`ReadLink`].
     Work,
-    /// The backfill's claims, rows and walks.
+    /// Rows and walks of the backfill. A [`ReadLink`].
     Bulk,
     /// Nothing is set up: the session may turn out to be another client's (a pooler).
     Raw,
@@ -51,7 +55,9 @@ impl Role {
         match self {
             Self::Lease => "opening the lease connection to Postgres",
             Self::Listen => "opening the listening connection to Postgres",
-            Self::Control | Self::Work | Self::Bulk => "opening a working connection to Postgres",
+            Self::Control | Self::Claim | Self::Background | Self::Work | Self::Bulk => {
+                "opening a working connection to Postgres"
+            }
             Self::Raw => "connecting to Postgres",
         }
     }
@@ -80,9 +86,10 @@ impl Link {
         role: Role,
         bell: Option<Bell>,
     ) -> Result<Self, Error> {
-        let mut link = Self::connect(settings, role, bell).await?;
+        // Boxed, or these would be a part of every future that may connect.
+        let mut link = Box::pin(Self::connect(settings, role, bell)).await?;
         if role != Role::Raw {
-            link.set_up(settings, role).await?;
+            Box::pin(link.set_up(settings, role)).await?;
         }
         Ok(link)
     }
@@ -90,6 +97,9 @@ impl Link {
     async fn connect(settings: &Settings, role: Role, bell: Option<Bell>) -> Result<Self, Error> {
         let mut config = settings.config.clone();
         config.connect_timeout(settings.connect_timeout);
+        if let Some(file) = &settings.password {
+            config.password(file.read()?.expose_secret());
+        }
         match &settings.tls {
             TlsMode::Disable => {
                 config.ssl_mode(tokio_postgres::config::SslMode::Disable);
@@ -160,14 +170,14 @@ impl Link {
             statement = settings.statement_timeout.as_millis(),
             lock = match role {
                 Role::Work | Role::Bulk => READ_LOCK_TIMEOUT,
-                Role::Lease | Role::Listen | Role::Control | Role::Raw => LOCK_TIMEOUT,
+                _ => LOCK_TIMEOUT,
             }
             .as_millis(),
             synchronous = SYNCHRONOUS,
             planner = match role {
                 Role::Control => PLANNER_CONTROL,
-                Role::Work => PLANNER_WORK,
-                Role::Bulk => PLANNER_BULK,
+                Role::Claim | Role::Work => PLANNER_WORK,
+                Role::Background | Role::Bulk => PLANNER_BULK,
                 Role::Lease | Role::Listen | Role::Raw => "",
             },
         );
@@ -262,6 +272,97 @@ impl Link {
     }
 }
 
+/// A connection that reads tables of users, and nothing else.
+///
+/// A reader runs code of the table's owner: the planner evaluates functions in expressions of indexes, in
+/// generated columns, domains and policies. Such code can change settings of the session and replace
+/// its prepared statements, for all that the session does afterwards.
+///
+/// **Invariant:** a session that has read a table of a user writes nothing. Each transaction is begun
+/// as read-only by a command that names nothing and was not prepared, and PostgreSQL lets no
+/// transaction become anything else once a query has run in it. What is written to our own tables goes
+/// over a [`Link`], whose session has never run code of anybody else.
+pub(crate) struct ReadLink(Link);
+
+/// How a transaction of a [`ReadLink`] begins, whatever the session's defaults were set to.
+pub(crate) const BEGIN: &str = "begin isolation level read committed read only";
+
+impl ReadLink {
+    /// Opens a connection and sets its session up.
+    ///
+    /// # Errors
+    /// As [`Link::open`].
+    pub(crate) async fn open(settings: &Settings, role: Role) -> Result<Self, Error> {
+        Link::open(settings, role, None).await.map(Self)
+    }
+
+    /// The encoding of the database.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.0.encoding()
+    }
+
+    /// What sends statements. Use it inside what is given to the methods here only.
+    pub(crate) fn client(&self) -> &Client {
+        self.0.client()
+    }
+
+    /// Runs statements one after the other in a transaction, under a deadline of so many.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub(crate) async fn read<T>(
+        &self,
+        doing: &str,
+        statements: u32,
+        place: Place,
+        group: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
+        let client = self.0.client();
+        let all = async {
+            client.batch_execute(BEGIN).await?;
+            let read = group.await;
+            let ended = client.batch_execute("commit").await;
+            let read = read?;
+            ended.map(|()| read)
+        };
+        self.0.call(doing, statements + 2, place, all).await
+    }
+
+    /// Runs statements that are prepared already: all are sent in one go with the commands around
+    /// them. `group` must send whatever it sends when it is polled first.
+    ///
+    /// # Errors
+    /// As [`Link::within`].
+    pub(crate) async fn read_at_once<T>(
+        &self,
+        doing: &str,
+        statements: u32,
+        begin: &str,
+        group: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let client = self.0.client();
+        let all = async {
+            let (begun, read, ended) = tokio::join!(
+                biased;
+                client.batch_execute(begin),
+                group,
+                client.batch_execute("commit"),
+            );
+            let failed = |error| Error::from_driver(Place::Own, doing, error);
+            begun.map_err(failed)?;
+            let read = read?;
+            ended.map_err(failed)?;
+            Ok(read)
+        };
+        self.0.within(doing, statements + 2, all).await
+    }
+
+    /// Resolves when the connection is gone.
+    pub(crate) async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
 const SERVER: &str =
     "select current_setting('server_version_num')::int4, current_setting('server_encoding')";
 
@@ -295,10 +396,4 @@ where
             let _ = bell.try_send(());
         }
     }
-}
-
-/// Several links of one session share an end: whichever goes first.
-pub(crate) async fn any_closed(links: &[&Arc<Link>]) {
-    let ends: Vec<_> = links.iter().map(|link| Box::pin(link.closed())).collect();
-    futures_util::future::select_all(ends).await;
 }

@@ -5,9 +5,12 @@
 //! a session needs (`frontier`). After doubt (a lost connection, a deadline) a session is thrown
 //! away and a new one reads everything again.
 //!
-//! A leader holds five connections: the lease (`lease`), LISTEN (`doorbell`), and three for work
-//! (`session`): control for short statements, work for claims and rows, bulk for the backfill, so
-//! that a chunk of a backfill never stands before a live change.
+//! A leader holds five connections that never read a table of a user: the lease (`lease`), LISTEN
+//! (`doorbell`), and three that write our own tables (`session`): control for short statements, one for
+//! claims of live changes, and one for the backfill and whatever need not be soon. And it holds two for each
+//! role that owns watched tables (`readers`), one for live changes and one for the backfill: these
+//! read, and write nothing. So a chunk of a backfill never stands before a live change, and code that a
+//! table's owner has run by its readers reaches neither our tables nor those of another owner.
 
 use std::time::Duration;
 
@@ -33,6 +36,8 @@ mod link;
 mod marker;
 pub mod names;
 mod outbox;
+pub mod password;
+mod readers;
 mod recover;
 pub mod retired;
 mod rows;
@@ -59,6 +64,8 @@ pub(crate) const SERVER_VERSION_MIN: i32 = 140_000;
 pub struct Settings {
     /// Hosts, user, password and socket options, from [`parse_url`].
     pub config: tokio_postgres::Config,
+    /// Where the password is read from for each connection, if not part of `config`.
+    pub password: Option<password::PasswordFile>,
     /// How the server's identity is proven, from [`parse_url`].
     pub tls: TlsMode,
     /// Name of the schema that holds outbox, claims and lease: `^[a-z][a-z0-9_]{0,30}$`.

@@ -15,7 +15,7 @@ use tokio_postgres::{Row as DriverRow, Statement};
 use super::Settings;
 use super::error::{Error, Kind, Place};
 use super::frontier::{Frontier, Holder, Range};
-use super::key_bytes::{Encoding, Raw, about, oversized};
+use super::key_bytes::{Encoding, Raw, Via, about, oversized};
 use super::link::Link;
 use super::marker;
 use super::runs::runs;
@@ -71,9 +71,13 @@ const LOOK: &str = "\
 
 /// `synchronous_commit` is off for this one transaction: a bell that a crash forgets is set anew by
 /// the next session, and the flush would cost each falling asleep a wait for the disk.
+///
+/// While the server's notification queue is more than half full, the bell stays silent: once the queue is
+/// full, every transaction that has notified fails at its commit.
 const RING_UNTIL: &str = "\
     select set_config('synchronous_commit', 'off', true),
-      setval('pg2kv.bell', ceil(extract(epoch from clock_timestamp()) + $1::float8)::int8)";
+      setval('pg2kv.bell', case when pg_notification_queue_usage() <= 0.5
+        then ceil(extract(epoch from clock_timestamp()) + $1::float8)::int8 else 0 end)";
 
 const SILENCE: &str = "\
     select set_config('synchronous_commit', 'off', true), setval('pg2kv.bell', 0)";
@@ -191,19 +195,22 @@ impl Outbox {
         // that the look does not show read the bell after it was set, or is visible to the page.
         let after: Vec<&(dyn ToSql + Sync)> = vec![&high, &rows_max];
         let set_at = Instant::now();
-        let (holders, page) = link
+        let (crowded, holders, page) = link
             .call("fetching from the outbox", 3, Place::Own, async {
-                let (_, holders, page) = tokio::try_join!(
+                let (crowded, holders, page) = tokio::try_join!(
                     biased;
                     self.set_bell(link, set_bell),
                     self.look(link, looks),
                     read_page(link, &self.page, after),
                 )?;
-                Ok((holders, page))
+                Ok((crowded, holders, page))
             })
             .await?;
         if set_bell {
-            state.bell = Bell::SetUntil(set_at + self.ring_for);
+            state.bell = match crowded {
+                Some(true) => Bell::Silent,
+                _ => Bell::SetUntil(set_at + self.ring_for),
+            };
         }
 
         let due = if looks {
@@ -238,15 +245,25 @@ impl Outbox {
             ignored,
             more: page_full || late_full,
             writers: asleep && !holders.is_empty(),
+            notify_queue_full: crowded,
         })
     }
 
-    async fn set_bell(&self, link: &Link, wanted: bool) -> Result<(), tokio_postgres::Error> {
-        if wanted {
-            let seconds = self.ring_for.as_secs_f64();
-            link.client().query(&self.ring_until, &[&seconds]).await?;
+    /// Whether the notification queue is too full to set it; `None` if that was not wanted.
+    async fn set_bell(
+        &self,
+        link: &Link,
+        wanted: bool,
+    ) -> Result<Option<bool>, tokio_postgres::Error> {
+        if !wanted {
+            return Ok(None);
         }
-        Ok(())
+        let seconds = self.ring_for.as_secs_f64();
+        let set = link
+            .client()
+            .query_one(&self.ring_until, &[&seconds])
+            .await?;
+        Ok(Some(set.try_get::<_, i64>(1)? == 0))
     }
 
     async fn look(
@@ -315,7 +332,7 @@ impl Outbox {
         let (places, bytes): (Vec<usize>, Vec<Vec<u8>>) = unknown.into_iter().unzip();
         let mut gone = Vec::new();
         if !places.is_empty() {
-            let texts = link.encoding().texts(link, bytes.clone()).await?;
+            let texts = link.encoding().texts(Via::Own(link), bytes.clone()).await?;
             for ((place, bytes), text) in places.into_iter().zip(&bytes).zip(texts) {
                 let what = match text {
                     Some(text) => marker::asked(Some(&text)),

@@ -10,13 +10,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::claim::Reader;
+use super::claim::Claims;
 use super::doorbell::Doorbell;
 use super::error::{Error, Kind, Place};
 use super::expand::Expander;
 use super::gauges::Watch;
-use super::link::{Link, Role, any_closed};
+use super::link::{Link, Role};
 use super::outbox::Outbox;
+use super::readers::Readers;
 use super::settle::Settler;
 use super::triggers::Examiner;
 use super::{Settings, SyncSource, recover, schema};
@@ -29,8 +30,10 @@ use crate::ledger::{
 /// The connections of one leadership. See the module.
 pub struct Session {
     control: Arc<Link>,
-    work: Reader,
-    bulk: Reader,
+    /// Writes what need not be soon.
+    background: Arc<Link>,
+    work: Readers,
+    bulk: Readers,
     outbox: Outbox,
     settler: Settler,
     watch: Watch,
@@ -159,17 +162,18 @@ impl Session {
         epoch: Epoch,
     ) -> Result<(Self, Doorbell, Recovered), Error> {
         let doorbell = Doorbell::open(settings).await?;
-        let (control, work, bulk) = tokio::try_join!(
+        let (control, claim, background) = tokio::try_join!(
             Link::open(settings, Role::Control, None),
-            Link::open(settings, Role::Work, None),
-            Link::open(settings, Role::Bulk, None),
+            Link::open(settings, Role::Claim, None),
+            Link::open(settings, Role::Background, None),
         )?;
-        let (control, work, bulk) = (Arc::new(control), Arc::new(work), Arc::new(bulk));
+        let (control, claim) = (Arc::new(control), Arc::new(claim));
+        let background = Arc::new(background);
         schema::require(&settings.schema, &control).await?;
 
-        // Not the bulk connection: it writes to the outbox too, when it expands markers.
+        // Not the background connection: it writes to the outbox too, when it expands markers.
         let mut own = Vec::new();
-        for link in [&control, &work] {
+        for link in [&control, &claim] {
             let row = link.client().query_one("select pg_backend_pid()", &[]);
             own.push(
                 link.call("opening a session", 2, Place::Own, row)
@@ -185,17 +189,25 @@ impl Session {
         let settler = Settler::open(settings, &control).await?;
         let watch = Watch::open(settings);
         let examiner = Examiner::open(settings);
-        let expander = Expander::open(settings);
-        let work = Reader::open(settings, work).await?;
-        let bulk = Reader::open(settings, bulk).await?;
+        let expander = Expander::open(settings, &background).await?;
+        let claims = Arc::new(Claims::new(settings, claim));
+        let work = Readers::new(settings, Role::Work, &claims);
+        let claims = Arc::new(Claims::new(settings, Arc::clone(&background)));
+        let bulk = Readers::new(settings, Role::Bulk, &claims);
+        tokio::try_join!(
+            work.claims().statement(),
+            bulk.claims().statement(),
+            work.open_for(syncs),
+            bulk.open_for(syncs),
+        )?;
         // This only saves time later, and must not take it from the lease: nobody renews that yet.
         let until = Instant::now() + settings.lease_ttl / 4;
         for sync in syncs {
-            for reader in [&work, &bulk] {
+            for readers in [&work, &bulk] {
                 if Instant::now() >= until {
                     break;
                 }
-                match reader.warm(sync).await {
+                match readers.of(sync).await?.warm(sync).await {
                     Err(error) if matches!(error.kind(), Kind::Connection | Kind::Refused) => {
                         return Err(error);
                     }
@@ -208,6 +220,7 @@ impl Session {
         let syncs = syncs.iter().map(|sync| (sync.id, sync.clone())).collect();
         let session = Self {
             control,
+            background,
             work,
             bulk,
             outbox,
@@ -238,7 +251,7 @@ impl Session {
         self.outbox.fetch(&self.control, mode, limit).await
     }
 
-    /// Claims keys in one synchronous, fenced transaction, and then reads them: one round trip.
+    /// Claims keys in one synchronous, fenced transaction, and reads them meanwhile: one round trip.
     ///
     /// # Errors
     /// [`PrepareError`]; `Row` and `Relation` are about the read.
@@ -263,6 +276,8 @@ impl Session {
         } else {
             &self.work
         };
+        let reader = reader.of(sync).await;
+        let reader = reader.map_err(|error| PrepareError { claim: None, error })?;
         reader.prepare(self.epoch, sync, request, &make).await
     }
 
@@ -297,7 +312,8 @@ impl Session {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Walked, Error> {
-        self.bulk.walk(self.sync(sync)?, after, limit).await
+        let sync = self.sync(sync)?;
+        self.bulk.of(sync).await?.walk(sync, after, limit).await
     }
 
     /// Begins a backfill from the start, and deletes the outbox rows that asked for it: one fenced
@@ -327,7 +343,8 @@ impl Session {
         sync: SyncId,
         columns: &[Vec<String>],
     ) -> Result<Vec<Option<Key>>, Error> {
-        self.bulk.keys_of(self.sync(sync)?, columns).await
+        let sync = self.sync(sync)?;
+        self.bulk.of(sync).await?.keys_of(sync, columns).await
     }
 
     /// Moves a backfill on where there is no key to claim. Fenced.
@@ -335,7 +352,8 @@ impl Session {
     /// # Errors
     /// `Connection`, `Transient`, `Fenced`, `Refused`.
     pub async fn advance_backfill(&self, sync: SyncId, to: &BackfillStep) -> Result<(), Error> {
-        self.bulk.advance(self.epoch, self.sync(sync)?, to).await
+        let claims = self.bulk.claims();
+        claims.advance(self.epoch, self.sync(sync)?, to).await
     }
 
     /// Writes the next keys of each marker into the outbox, at most `limit` of each, and the markers'
@@ -350,9 +368,11 @@ impl Session {
         markers: &[Marker],
         limit: usize,
     ) -> Result<Expanded, Error> {
-        let (link, sync) = (self.bulk.link(), self.sync(sync)?);
+        let sync = self.sync(sync)?;
+        let reader = self.bulk.of(sync).await?;
+        let links = (&**reader.link(), &*self.background);
         self.expander
-            .expand(link, self.epoch, sync, markers, limit)
+            .expand(links, self.epoch, sync, markers, limit)
             .await
     }
 
@@ -363,7 +383,7 @@ impl Session {
     /// `Connection`, `Transient`, `Refused`.
     pub async fn note_held(&self, held: &[(SyncId, Option<u64>)]) -> Result<(), Error> {
         self.watch
-            .note_held(self.bulk.link(), self.epoch, held, &self.syncs)
+            .note_held(&self.background, self.epoch, held, &self.syncs)
             .await
     }
 
@@ -372,7 +392,7 @@ impl Session {
     /// # Errors
     /// `Connection`, `Transient`, `Refused`.
     pub async fn gauges(&self) -> Result<Gauges, Error> {
-        self.watch.gauges(self.bulk.link(), &self.syncs).await
+        self.watch.gauges(&self.background, &self.syncs).await
     }
 
     /// Looks whether the schema still serves this program and the triggers of each sync are as the
@@ -382,7 +402,7 @@ impl Session {
     /// # Errors
     /// `Connection`, `Transient`, `Fenced`, `Refused`, `Schema`.
     pub async fn examine(&self) -> Result<Vec<Examined>, Error> {
-        let link = self.bulk.link();
+        let link = &self.background;
         // First: of a schema that it does not know this program could only misjudge the triggers.
         schema::require(&self.schema, link).await?;
         self.examiner.examine(link, self.epoch, &self.syncs).await
@@ -390,7 +410,13 @@ impl Session {
 
     /// Resolves when one of the working connections is gone.
     pub async fn closed(&self) {
-        any_closed(&[&self.control, self.work.link(), self.bulk.link()]).await;
+        tokio::select! {
+            () = self.control.closed() => {}
+            () = self.background.closed() => {}
+            () = self.work.claims().link().closed() => {}
+            () = self.work.closed() => {}
+            () = self.bulk.closed() => {}
+        }
     }
 
     fn sync(&self, id: SyncId) -> Result<&SyncSource, Error> {

@@ -1,8 +1,12 @@
 //! Attacks and accidents, as a hostile role or an unlucky operator would write them, on real servers.
 
+mod code_in_reads;
+mod lease;
 mod listings;
+mod notify;
 mod rights;
 mod slow_requests;
+mod victim;
 mod writers;
 
 use tokio_postgres::Client;

@@ -12,12 +12,24 @@ use crate::relay::{Effect, Notice, WakeCause};
 /// First wait for writers that may not ring; doubles to [`WRITERS_WAIT_MAX`].
 const WRITERS_WAIT: Duration = Duration::from_millis(5);
 const WRITERS_WAIT_MAX: Duration = Duration::from_millis(100);
+/// Polls while the notification queue of the server is too full to rely on it.
+const CROWDED_WAIT: Duration = Duration::from_millis(100);
+/// Any login may notify on our channel. So many rings for nothing are followed at once, and one more
+/// for each interval that has passed: 50 a second, beside rings that bring changes.
+const IDLE_RINGS: u32 = 20;
+const IDLE_RING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is known of the outbox reader.
 #[derive(Debug)]
 pub(super) struct Fetch {
     out: bool,
     rung: bool,
+    /// The fetch that is out follows a ring.
+    by_ring: bool,
+    /// Until when rings for nothing have used up what they may.
+    idle_rings_until: Mono,
+    /// The notification queue of the server is more than half full.
+    crowded: bool,
     /// We wrote into the outbox ourselves, and nobody rings for that.
     expected: bool,
     /// The last fetch did not come to the end.
@@ -48,6 +60,9 @@ impl Fetch {
         Self {
             out: false,
             rung: false,
+            by_ring: false,
+            idle_rings_until: now,
+            crowded: false,
             expected: false,
             more: false,
             answered: 0,
@@ -79,7 +94,22 @@ impl Fetch {
             NextFetch::Awake { at, .. } | NextFetch::FallingAsleep { at, .. } => at,
             NextFetch::Asleep { poll_at } => poll_at,
         };
+        let at = match self.rung {
+            true => at.min(self.ring_free_at()),
+            false => at,
+        };
         (!self.out).then_some(at)
+    }
+
+    /// Whether the server's notification queue is too full to rely on it.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded
+    }
+
+    /// When a ring may be followed.
+    fn ring_free_at(&self) -> Mono {
+        self.idle_rings_until
+            .before(IDLE_RING_INTERVAL * IDLE_RINGS)
     }
 
     pub(super) fn ring(&mut self) {
@@ -97,8 +127,9 @@ impl Term {
         if self.fetch.out || self.queue.room() == 0 {
             return;
         }
+        let rung = self.fetch.rung && self.fetch.ring_free_at() <= now;
         let (mode, cause) = match self.fetch.next {
-            _ if self.fetch.rung => (FetchMode::Awake, WakeCause::Notify),
+            _ if rung => (FetchMode::Awake, WakeCause::Notify),
             _ if self.fetch.expected => (FetchMode::Awake, WakeCause::Linger),
             NextFetch::Awake { at, cause } if at <= now => (FetchMode::Awake, cause),
             NextFetch::FallingAsleep { at, .. } if at <= now => {
@@ -117,8 +148,9 @@ impl Term {
             }
             _ => return,
         };
-        if self.fetch.rung || self.fetch.expected {
-            self.fetch.rung = false;
+        self.fetch.by_ring = rung;
+        if rung || self.fetch.expected {
+            self.fetch.rung &= !rung;
             self.fetch.expected = false;
             self.fetch.next = NextFetch::Awake { at: now, cause };
         }
@@ -148,6 +180,16 @@ impl Term {
             }
         };
         self.fetch.more = fetched.more;
+        if self.fetch.by_ring && fetched.changes.is_empty() {
+            let spent = self.fetch.idle_rings_until.max(now);
+            self.fetch.idle_rings_until = spent + IDLE_RING_INTERVAL;
+        }
+        if let Some(crowded) = fetched.notify_queue_full
+            && crowded != self.fetch.crowded
+        {
+            self.fetch.crowded = crowded;
+            shared.tell(Notice::NotifyQueue { full: crowded });
+        }
         let (changes, mut coalesced) = (fetched.changes.len(), 0);
         self.expansions.fetched(&fetched.changes, fetched.more);
         for change in fetched.changes {
@@ -229,6 +271,10 @@ impl Term {
             NextFetch::FallingAsleep { wait, .. } if writers => NextFetch::FallingAsleep {
                 at: now + wait,
                 wait: (wait * 2).min(WRITERS_WAIT_MAX),
+            },
+            NextFetch::FallingAsleep { .. } if self.fetch.crowded => NextFetch::FallingAsleep {
+                at: now + CROWDED_WAIT.min(settings.poll_interval),
+                wait: WRITERS_WAIT,
             },
             NextFetch::FallingAsleep { .. } => asleep(shared),
             NextFetch::Awake { .. } | NextFetch::Asleep { .. } => NextFetch::FallingAsleep {

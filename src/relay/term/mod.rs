@@ -387,6 +387,7 @@ impl Term {
         let oldest = oldest.into_iter().flatten().min();
         status.oldest_change_age = oldest.map(|at| now.since(at));
         status.batch_pairs = self.pairs;
+        status.notify_queue_full = self.fetch.is_crowded();
         status.blocked = self
             .sending
             .closed()

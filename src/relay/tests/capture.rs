@@ -188,3 +188,91 @@ fn a_backfill_lets_changes_go_first_that_wait_for_a_page() {
     let walks = |effect: &&Effect| matches!(effect, Effect::Walk { .. });
     assert_eq!(output.effects.iter().filter(walks).count(), 1);
 }
+
+#[test]
+fn rings_for_nothing_are_bounded_and_others_are_not() {
+    let (mut relay, mut now) = sleeper(settings());
+    relay.handle(now, empty(false));
+    relay.handle(now, empty(false));
+    let mut idle = 0;
+    for _ in 0..1_000 {
+        now = now + Duration::from_millis(1);
+        let mut out = fetches(&relay.handle(now, Event::Rung));
+        while let Some(mode) = out.pop() {
+            idle += u32::from(mode == FetchMode::Awake);
+            out = fetches(&relay.handle(now, empty(false)));
+        }
+    }
+    assert!((50..=75).contains(&idle), "{idle} fetches in a second");
+    let at = relay.wake_at(now).unwrap();
+    assert!(
+        at.since(now) <= Duration::from_millis(20),
+        "a ring waits so long at most"
+    );
+    now = at;
+    relay.handle(now, Event::Tick);
+    for id in 0..200 {
+        relay.handle(now, Event::Fetched(Ok(changed(id))));
+        now = now + Duration::from_millis(1);
+        assert_eq!(
+            fetches(&relay.handle(now, Event::Rung)),
+            [FetchMode::Awake],
+            "writers that have something to say are heard at once"
+        );
+    }
+}
+
+/// What a fetch brings after a change.
+fn changed(id: i64) -> Fetched {
+    let change = Change {
+        id: OutboxId(id),
+        sync: SyncId(0),
+        what: Changed::Key(Key::new("[1]")),
+        age: Duration::ZERO,
+    };
+    Fetched {
+        changes: vec![change],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_full_notification_queue_is_polled_until_it_is_not() {
+    let (mut relay, mut now) = sleeper(settings());
+    relay.handle(now, empty(false));
+    let looked = |full| {
+        Event::Fetched(Ok(Fetched {
+            notify_queue_full: Some(full),
+            ..Default::default()
+        }))
+    };
+    let out = relay.handle(now, looked(true));
+    assert!(
+        out.notices
+            .iter()
+            .any(|notice| matches!(notice, Notice::NotifyQueue { full: true }))
+    );
+    assert!(relay.status(now).notify_queue_full);
+    for _ in 0..3 {
+        let at = relay.wake_at(now).unwrap();
+        assert_eq!(at.since(now), Duration::from_millis(100));
+        now = at;
+        assert_eq!(
+            fetches(&relay.handle(now, Event::Tick)),
+            [FetchMode::FallingAsleep]
+        );
+        assert!(relay.handle(now, looked(true)).notices.is_empty());
+    }
+    now = relay.wake_at(now).unwrap();
+    relay.handle(now, Event::Tick);
+    let out = relay.handle(now, looked(false));
+    assert!(
+        out.notices
+            .iter()
+            .any(|notice| matches!(notice, Notice::NotifyQueue { full: false }))
+    );
+    assert!(
+        relay.wake_at(now).unwrap().since(now) > Duration::from_secs(2),
+        "asleep"
+    );
+}

@@ -8,14 +8,11 @@ use tokio_postgres::types::ToSql;
 
 use super::super::SyncSource;
 use super::super::error::{Error, Place};
-use super::super::names::Client;
+use super::super::link::ReadLink;
 use super::super::rows::{KeyTexts, Places, Plan, RowPlace};
 use super::super::session::Row;
 use super::{Prepared, Reader};
 use crate::change::{Draft, KV_VALUE_MAX_BYTES};
-
-/// Statements of [`Reader::read`] at most: three transactions.
-pub(super) const STATEMENTS: u32 = 9;
 
 /// What one read gave.
 pub(super) struct Read<T> {
@@ -69,7 +66,7 @@ impl<T> Read<T> {
 
 /// A read, whichever way it goes.
 struct Reading<'a, F> {
-    client: &'a Client,
+    link: &'a ReadLink,
     plan: &'a Plan,
     texts: &'a KeyTexts<'a>,
     room: Room,
@@ -92,7 +89,7 @@ impl Reader {
         let plan = &prepared.plan;
         let texts = KeyTexts::of(keys, plan.columns);
         let reading = Reading {
-            client: self.link.client(),
+            link: &self.link,
             plan,
             texts: &texts,
             room,
@@ -118,23 +115,13 @@ impl Reader {
 }
 
 impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
-    /// A read-only transaction of its own: the operator's expressions cannot write. Begin, read and
-    /// commit are sent in one go.
+    /// A transaction of its own: neither the operator's expressions nor the owner's functions can write.
     async fn transaction<R>(
         &self,
         read: impl Future<Output = Result<R, Error>>,
     ) -> Result<R, Error> {
-        let (begun, read, committed) = tokio::join!(
-            biased;
-            self.client.batch_execute(self.plan.begin),
-            read,
-            self.client.batch_execute("commit"),
-        );
-        let failed = |error| Error::from_driver(Place::Own, self.doing, error);
-        begun.map_err(failed)?;
-        let read = read?;
-        committed.map_err(failed)?;
-        Ok(read)
+        let begin = self.plan.begin;
+        self.link.read_at_once(self.doing, 1, begin, read).await
     }
 
     async fn by_key(&self) -> Result<Read<T>, Error> {
@@ -147,7 +134,8 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
         let mut parameters = texts.parameters();
         parameters.push(&value_max);
         let rows = self
-            .client
+            .link
+            .client()
             .query_raw(&plan.rows, parameters)
             .await
             .map_err(failed)?;
@@ -219,7 +207,8 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
         };
         let mut places = Places::new(texts);
         let rows = self
-            .client
+            .link
+            .client()
             .query_raw(&run.statement, ends)
             .await
             .map_err(failed)?;
@@ -260,7 +249,7 @@ impl<T, F: Fn(Row) -> T + Sync> Reading<'_, F> {
             return Ok(true);
         }
         let reading = Reading {
-            client: self.client,
+            link: self.link,
             plan: self.plan,
             texts: &KeyTexts::of(keys, self.plan.columns),
             room: Room {

@@ -11,8 +11,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::SyncSource;
 use super::super::error::{Error, Kind, Place};
-use super::super::key_bytes::{Encoding, undecodable};
-use super::super::link::Link;
+use super::super::key_bytes::{Encoding, Via, undecodable};
+use super::super::link::{BEGIN, ReadLink};
 use super::super::rows::position_of;
 use super::{Prepared, Reader};
 use crate::change::{Key, SyncId};
@@ -113,7 +113,7 @@ fn doing(sync: &SyncSource) -> String {
 }
 
 async fn walk(
-    link: &Link,
+    link: &ReadLink,
     prepared: &Prepared,
     doing: &str,
     stretch: &Stretch,
@@ -136,7 +136,7 @@ async fn walk(
         return Err(Error::new(Kind::Relation, doing, what)
             .with_hint("give these rows shorter keys, or leave them out with `where`"));
     }
-    let texts = encoding.texts(link, chunk.unknown).await?;
+    let texts = encoding.texts(Via::Reads(link), chunk.unknown).await?;
     let mut texts = texts.into_iter();
     let keys = chunk.keys.into_iter().map(|key| match key {
         Found::Key(key) => key,
@@ -166,7 +166,7 @@ enum Found {
 /// Reads until it has as many keys as are wanted, or [`CHUNK_MAX_BYTES`] of them.
 async fn walk_by(
     statement: &Statement,
-    link: &Link,
+    link: &ReadLink,
     prepared: &Prepared,
     doing: &str,
     stretch: &Stretch,
@@ -176,12 +176,13 @@ async fn walk_by(
     let parameters: Vec<&(dyn ToSql + Sync)> = vec![&stretch.after, &limit];
     let client = link.client();
     let encoding = link.encoding();
+    let failed = |error| Error::from_driver(Place::Rows, doing, error);
     let read = async {
-        let rows = client.query_raw(statement, parameters).await?;
-        let mut rows = pin!(rows);
+        let rows = client.query_raw(statement, parameters).await;
+        let mut rows = pin!(rows.map_err(failed)?);
         let (mut chunk, mut bytes) = (Chunk::default(), 0);
-        while let Some(row) = rows.try_next().await? {
-            let row = prepared.plan.walked_key.row(&row)?;
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let row = prepared.plan.walked_key.row(&row).map_err(failed)?;
             let text = row.bytes.unwrap_or_default();
             bytes += text.len();
             chunk
@@ -205,17 +206,5 @@ async fn walk_by(
         chunk.ended = chunk.keys.len() < wanted;
         Ok(chunk)
     };
-    link.call(doing, 3, Place::Rows, async {
-        let (begun, chunk, committed) = tokio::join!(
-            biased;
-            client.batch_execute("begin read only"),
-            read,
-            client.batch_execute("commit"),
-        );
-        begun?;
-        let chunk: Chunk = chunk?;
-        committed?;
-        Ok(chunk)
-    })
-    .await
+    link.read_at_once(doing, 1, BEGIN, read).await
 }

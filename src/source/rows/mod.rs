@@ -22,10 +22,9 @@ use self::members::Members;
 use self::run::Runs;
 pub(crate) use self::run::{Place as RowPlace, Places};
 use self::value::{Beside, Filter};
-use self::walk::WalkedKey;
-pub(crate) use self::walk::position_of;
+pub(crate) use self::walk::{WalkedKey, position_of};
 use super::error::{Error, Kind, Place};
-use super::link::Link;
+use super::link::{BEGIN, ReadLink};
 use super::{ExpirySql, Settings, SyncSource, ValueSql};
 use crate::change::KV_VALUE_MAX_BYTES;
 
@@ -82,7 +81,7 @@ impl Plan {
     /// `Transient`.
     pub(crate) async fn prepare(
         settings: &Settings,
-        link: &Link,
+        link: &ReadLink,
         sync: &SyncSource,
     ) -> Result<Self, Error> {
         let doing = format!("preparing to read {} for sync {}", sync.table, sync.name);
@@ -95,7 +94,7 @@ impl Plan {
             ValueSql::Expression(expression) => {
                 let probe = table.probe(expression);
                 let probe = link
-                    .call(&doing, 1, Place::Relation, client.prepare(&probe))
+                    .read(&doing, 1, Place::Relation, client.prepare(&probe))
                     .await
                     .map_err(while_preparing)?;
                 // A domain is told as the type below it.
@@ -108,7 +107,7 @@ impl Plan {
             {
                 let probe = table.probe_columns(columns);
                 let probe = link
-                    .call(&doing, 1, Place::Relation, client.prepare(&probe))
+                    .read(&doing, 1, Place::Relation, client.prepare(&probe))
                     .await?;
                 let types = probe.columns().iter().map(|column| column.type_());
                 Some(Members::of(columns, types, &table.alias))
@@ -130,8 +129,11 @@ impl Plan {
             table.keys(),
         );
         let (run, rows, walk, walk_all, keys) = link
-            .call(&doing, 5, Place::Relation, async {
+            .read(&doing, 5, Place::Relation, async {
+                // In order: the first that fails says why, and all others are refused after it.
+
                 tokio::try_join!(
+                    biased;
                     async {
                         match &run {
                             Some(run) => client.prepare(run).await.map(Some),
@@ -157,8 +159,8 @@ impl Plan {
                 .map(|(statement, when)| Run { statement, when }),
             // Else an index is better, whatever the statistics say; here all rows are read.
             begin: match table.width() {
-                0 => "begin read only; set local enable_seqscan = on",
-                _ => "begin read only",
+                0 => BEGIN_WHOLE,
+                _ => BEGIN,
             },
             walk,
             walk_all,
@@ -196,27 +198,22 @@ impl Plan {
     ///
     /// # Errors
     /// As [`Self::prepare`].
-    pub(crate) async fn try_out(&self, link: &Link, sync: &SyncSource) -> Result<(), Error> {
+    pub(crate) async fn try_out(&self, link: &ReadLink, sync: &SyncSource) -> Result<(), Error> {
         let doing = format!("reading {} for sync {}", sync.table, sync.name);
         let no_keys = KeyTexts::of(&[], self.columns);
         let mut parameters = no_keys.parameters();
         parameters.push(&0_i64);
-        let client = link.client();
-        link.call(&doing, 3, Place::Relation, async {
-            let (begun, read, committed) = tokio::join!(
-                biased;
-                client.batch_execute(self.begin),
-                client.query(&self.rows, &parameters),
-                client.batch_execute("commit"),
-            );
-            begun?;
-            read?;
-            committed
-        })
-        .await
-        .map_err(while_preparing)
+        let rows = link.client().query(&self.rows, &parameters);
+        link.read(&doing, 1, Place::Relation, rows)
+            .await
+            .map(drop)
+            .map_err(while_preparing)
     }
 }
+
+/// [`BEGIN`] of reads that read all rows.
+const BEGIN_WHOLE: &str =
+    "begin isolation level read committed read only; set local enable_seqscan = on";
 
 /// No row was read yet, so a constant of the expression is at fault, not a row.
 fn while_preparing(error: Error) -> Error {

@@ -4,7 +4,7 @@
 
 use super::super::error::{Error, Kind, Place};
 use super::super::key_bytes::{Encoding, about};
-use super::super::link::Link;
+use super::super::link::ReadLink;
 use super::super::names::verbatim;
 use super::super::{Settings, SyncSource};
 use crate::change::KEY_MAX_BYTES;
@@ -158,7 +158,7 @@ pub(super) enum Form {
 /// `Relation` where table or columns are not there; `Connection`, `Transient`.
 pub(super) async fn look_up(
     settings: &Settings,
-    link: &Link,
+    link: &ReadLink,
     sync: &SyncSource,
     doing: &str,
 ) -> Result<(Table, u64), Error> {
@@ -168,7 +168,7 @@ pub(super) async fn look_up(
             .with_hint("name the table with its schema, and columns as they are in the catalog")
     };
     let found = link
-        .call(
+        .read(
             doing,
             2,
             Place::Relation,
@@ -178,7 +178,7 @@ pub(super) async fn look_up(
         .ok_or_else(|| lost("there is no such table".to_owned()))?;
     let oid: i64 = found.get(0);
     let rows = link
-        .call(
+        .read(
             doing,
             2,
             Place::Relation,
@@ -223,7 +223,7 @@ pub(super) async fn look_up(
     }
     let count = i32::try_from(numbers.len()).unwrap_or(i32::MAX);
     let indexes = link
-        .call(
+        .read(
             doing,
             2,
             Place::Relation,
@@ -268,7 +268,7 @@ pub(super) async fn look_up(
 
 async fn shard(
     settings: &Settings,
-    link: &Link,
+    link: &ReadLink,
     sync: &SyncSource,
     shards: u32,
     alias: &str,
@@ -277,7 +277,7 @@ async fn shard(
     let shards = i32::try_from(shards).unwrap_or(i32::MAX);
     let sql = settings.sql(SHARD);
     let row = link
-        .call(
+        .read(
             doing,
             2,
             Place::Own,

@@ -4,13 +4,14 @@ use pg2kv::change::{
     DraftValue, Epoch, KV_VALUE_MAX_BYTES, Key, KvName, Poison, PoisonReason, SyncId,
 };
 use pg2kv::ledger::FetchMode::Awake;
-use pg2kv::ledger::{BackfillPhase, BackfillStep, ClaimRequest, DeadLetter, SettleRequest};
+use pg2kv::ledger::{
+    BackfillPhase, BackfillStep, ClaimRequest, DeadLetter, FetchMode, SettleRequest,
+};
 use pg2kv::source::lease::Candidate;
 use pg2kv::source::session::Session;
 use pg2kv::source::{Kind, Settings, SyncSource, ValueSql, check};
 
-use super::gate::Gate;
-use super::{Bench, claim_all, items, key, lead, settings, soon, text, texts};
+use super::{Bench, claim_all, items, key, soon, text, texts};
 
 #[tokio::test]
 async fn a_change_goes_from_outbox_to_claim_to_settled() {
@@ -514,35 +515,43 @@ async fn a_backfill_is_begun_moved_with_claims_and_ended() {
     );
 }
 
-/// What commits after the claim is in the read: it may have no outbox row of its own left.
+/// Claim and read go at the same time: a claim takes only rows that the fetch has seen.
 #[tokio::test]
-async fn rows_are_read_after_the_claim_is_committed() {
+async fn a_change_after_the_read_keeps_its_row_whatever_the_claim_takes() {
     let bench = Bench::new().await;
     bench.sql("insert into items values (1, 'old')").await;
-    let mut gate = Gate::start(bench.settings.config.get_ports()[0]).await;
-    let name = bench.settings.config.get_dbname().unwrap();
-    let url = format!("postgres://daemon@127.0.0.1:{}/{name}", gate.port());
-    let leader = lead(&settings(&url), &[items("plan")]).await;
-    // The driver forgets statements in its own time: these are answered after that.
-    leader.read(&["[1]"]).await.unwrap();
-    leader.session.compact(&[]).await.unwrap();
-    leader.session.walk(SyncId(0), None, 1).await.unwrap();
-    gate.close();
+    let leader = bench.lead(&[items("plan")]).await;
+    let fetched = leader.fetch(FetchMode::Awake).await;
+    let fence = bench.db.connect().await;
+    fence
+        .batch_execute("begin; select from pg2kv.lease for update")
+        .await
+        .unwrap();
+    let (seen, mut rows) = tokio::sync::mpsc::unbounded_channel();
+    let request = ClaimRequest {
+        ids: fetched.changes.iter().map(|change| change.id).collect(),
+        ..claim_all(SyncId(0), vec![key("[1]")])
+    };
     let session = leader.session;
     let prepared = tokio::spawn(async move {
-        let request = claim_all(SyncId(0), vec![key("[1]")]);
-        session.prepare(&request).await
+        let make = |row| {
+            seen.send(()).unwrap();
+            row
+        };
+        let claimed = session.prepare_with(&request, make).await;
+        (session, claimed)
     });
-    gate.step().await;
-    assert_eq!(
-        bench.number("select count(*) from pg2kv.claim").await,
-        1,
-        "the claim comes first"
-    );
+    soon(rows.recv())
+        .await
+        .expect("the read does not wait for the claim");
     bench.sql("update items set plan = 'new'").await;
-    gate.open();
-    let claimed = soon(prepared).await.unwrap().unwrap();
-    assert_eq!(text(&claimed.rows[0]), Some("new"));
+    fence.batch_execute("commit").await.unwrap();
+    let (session, claimed) = soon(prepared).await.unwrap();
+    let claimed = claimed.unwrap();
+    assert!(claimed.claim.is_some());
+    assert_eq!(text(&claimed.rows[0]), Some("old"));
+    let later = session.fetch(FetchMode::Awake, 100).await.unwrap();
+    assert_eq!(texts(&later.changes), ["[1]"]);
 }
 
 /// The daemon runs these on tasks of their own.

@@ -11,6 +11,7 @@ mod fetch;
 mod gate;
 mod keys;
 mod lease;
+mod password;
 mod recover;
 mod run;
 mod tls;
@@ -121,6 +122,7 @@ fn settings(url: &str) -> Settings {
     let (config, tls) = parse_url(url, None, false).unwrap();
     Settings {
         config,
+        password: None,
         tls,
         schema: "pg2kv".to_owned(),
         doorbell: true,
