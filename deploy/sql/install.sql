@@ -1006,7 +1006,7 @@ as $$
         when t.tgenabled <> 'A' then 'is not enabled always'
         when t.tgattr::text <> '' and wanted.before is not null
           then format('does not see what the trigger %I changes before it', wanted.before)
-        else (
+        when t.tgparentid = 0 then ( -- those of partitions have the columns of their parent's
           -- A trigger keeps its columns through a rename, after which another one may have the name.
           select format('does not see the column %s', string_agg(format('%I', c.name), ', ' order by c.name))
           from unnest(wanted.columns) as c (name)

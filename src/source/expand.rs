@@ -35,7 +35,8 @@ const BEGIN: &str = "begin; set local synchronous_commit = off";
 /// Keys are bytes, because the database may have another encoding than UTF-8. One that is too long is an
 /// object with its size, from which no walk can go on.
 ///
-/// The marker goes first: where somebody else had it (unwatch did), nothing is written. Its time goes
+/// The marker goes first, also where no key is found, which is why the last column asks for it: where
+/// somebody else had it (unwatch did), nothing is written. Its time goes
 /// on with the keys, so that their age is that of the change.
 const WRITE: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1::int8 for share),
@@ -60,7 +61,8 @@ const WRITE: &str = "\
     )
     select exists (select from fence), (select count(*) from written),
       not exists (select from moved),
-      (select max(n.id) from (select id from written union all select id from moved) as n)";
+      (select max(n.id) from (select id from written union all select id from moved) as n),
+      (select t.at from taken as t)";
 
 /// The statements that expand markers. See the module.
 pub(crate) struct Expander {
