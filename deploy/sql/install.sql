@@ -628,6 +628,20 @@ $$;
 comment on function pg2kv.put_function(text, regclass, text[], text, text) is
   'Makes a trigger function; false where it was as it should be';
 
+create or replace function pg2kv.wake() returns void
+  language plpgsql
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- As at the end of the trigger functions.
+  if pg_sequence_last_value('pg2kv.bell') > date_part('epoch', clock_timestamp())
+     and pg_notification_queue_usage() <= 0.5 then
+    perform pg_notify('pg2kv', '');
+  end if;
+end
+$$;
+comment on function pg2kv.wake() is 'Notifies the daemon if it sleeps';
+
 create or replace function pg2kv.record_every_key(sync text) returns void
   language plpgsql
   set search_path = pg_catalog, pg_temp
@@ -641,9 +655,7 @@ begin
   end if;
   insert into pg2kv.outbox (sync, key) values (record_every_key.sync, null);
   perform set_config('pg2kv.every_key', format('%s/%s/', recorded, sync), true);
-  if pg_sequence_last_value('pg2kv.bell') > date_part('epoch', clock_timestamp()) then
-    perform pg_notify('pg2kv', '');
-  end if;
+  perform pg2kv.wake();
 end
 $$;
 comment on function pg2kv.record_every_key(text) is
@@ -681,9 +693,11 @@ $compare$, compared) end;
   end;
 $otherwise$, sync);
   wake text := $wake$  -- The order matters: insert first, then look whether the daemon sleeps. A query of the sequence
-  -- would cost as much as half of the insert.
+  -- would cost as much as half of the insert. Into a queue that is half full nobody notifies: once it is
+  -- full, every transaction that has notified fails at its commit.
   if pg_catalog.pg_sequence_last_value('pg2kv.bell'::pg_catalog.regclass)
-     operator(pg_catalog.>) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) then
+     operator(pg_catalog.>) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
+     and pg_catalog.pg_notification_queue_usage() operator(pg_catalog.<=) 0.5 then
     -- An expression, where PERFORM would be one more query for each row.
     if pg_catalog.pg_notify('pg2kv', '') is null then null; end if;
   end if;
@@ -1702,9 +1716,7 @@ begin
       using hint = 'select sync from pg2kv.status() lists them; select pg2kv.watch(...) makes one.';
   end if;
   insert into pg2kv.outbox (sync, key) values (resync.sync, null);
-  if (select last_value from pg2kv.bell) > extract(epoch from clock_timestamp()) then
-    perform pg_notify('pg2kv', '');
-  end if;
+  perform pg2kv.wake();
 end
 $$;
 comment on function pg2kv.resync(text) is 'Makes the daemon look at every key of a sync again';
@@ -1728,7 +1740,7 @@ begin
     raise exception 'no sync is named %', coalesce(quote_literal(sync), 'null')
       using hint = 'select sync from pg2kv.status() lists them; select pg2kv.watch(...) makes one.';
   end if;
-  perform pg_notify('pg2kv', '');
+  perform pg2kv.wake();
   return until;
 end
 $$;
@@ -1805,7 +1817,7 @@ grant execute on function pg2kv.shard(text, int) to public;
 grant usage on schema pg2kv to pg2kv_capture;
 grant insert (sync, key) on pg2kv.outbox to pg2kv_capture;
 grant select on sequence pg2kv.bell to pg2kv_capture;
-grant execute on function pg2kv.record_every_key(text), pg2kv.not_as_watched() to pg2kv_capture;
+grant execute on function pg2kv.record_every_key(text), pg2kv.not_as_watched(), pg2kv.wake() to pg2kv_capture;
 
 -- The daemon.
 grant usage on schema pg2kv to pg2kv_daemon;
