@@ -29,6 +29,7 @@ mod expand;
 pub mod explain;
 mod frontier;
 mod gauges;
+mod installation;
 pub mod lease;
 pub mod letters;
 mod link;
