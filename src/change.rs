@@ -3,6 +3,8 @@
 //! Owns plain values and their limits. Knows nothing of Postgres, HTTP, clocks or configuration.
 //! A value that went through a constructor here is valid from then on and is not checked again.
 
+pub mod owner;
+
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -239,7 +241,7 @@ pub struct Document {
     pub name: KvName,
     /// Content, at most 25 MiB.
     pub value: Value,
-    /// Metadata as JSON text, at most 1,024 bytes; it carries the content hash.
+    /// Metadata as JSON text, at most 1,024 bytes; it carries the [`owner::Mark`].
     pub metadata: Arc<str>,
     /// Hash of the content, as the metadata carries it.
     pub hash: ContentHash,

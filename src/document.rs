@@ -13,14 +13,15 @@ mod template;
 use smallvec::SmallVec;
 pub use template::{Template, TemplateError};
 
+use crate::change::owner::{Mark, Owner};
 use crate::change::{
     ContentHash, Document, Draft, DraftValue, Expiration, Expiry, KV_NAME_MAX_BYTES,
     KV_TTL_MIN_SECONDS, KV_VALUE_MAX_BYTES, Key, KvName, Poison, PoisonReason, Rendered,
     Unreadable, Value,
 };
 
-/// Member of a pair's metadata that holds the content hash as 32 hexadecimal digits.
-pub const METADATA_HASH_MEMBER: &str = "pg2kv";
+/// Member of a pair's metadata that holds the [`Mark`].
+pub const METADATA_MARK_MEMBER: &str = "pg2kv";
 /// Member of a pair's metadata that holds the MIME type of its value, where the sync gives one.
 pub const METADATA_TYPE_MEMBER: &str = "content_type";
 
@@ -32,11 +33,16 @@ const SHORT_LIFE_SECONDS: u64 = 180;
 const TOGETHER_BYTES: usize = 1_024;
 
 /// What is to stand in KV for a key: its columns name the pair, its draft is the content, and no
-/// draft means that there must be no pair.
+/// draft means that there must be no pair. A pair carries the mark of `owner`.
 ///
 /// # Panics
 /// Where the number of values is not the number of the template's key columns.
-pub fn render(template: &Template, columns: &[String], draft: Option<Draft>) -> Rendered {
+pub fn render(
+    template: &Template,
+    owner: Owner,
+    columns: &[String],
+    draft: Option<Draft>,
+) -> Rendered {
     let name = match template.render(columns) {
         Ok(name) => name,
         // A row that is gone takes its dead letter along.
@@ -51,7 +57,7 @@ pub fn render(template: &Template, columns: &[String], draft: Option<Draft>) -> 
     {
         return Rendered::Large;
     }
-    match document(name.clone(), draft) {
+    match document(name.clone(), owner, draft) {
         Ok(document) => Rendered::Put(document),
         Err(poison) => Rendered::Poison(poison.of(name)),
     }
@@ -77,7 +83,7 @@ pub fn unreadable(key: &Key) -> Option<Poison> {
     })
 }
 
-fn document(name: KvName, draft: Draft) -> Result<Document, Poison> {
+fn document(name: KvName, owner: Owner, draft: Draft) -> Result<Document, Poison> {
     let value = match draft.value {
         DraftValue::Whole(value) => value,
         DraftValue::TooLarge { bytes, shards } => return Err(too_large(bytes, shards)),
@@ -114,7 +120,7 @@ fn document(name: KvName, draft: Draft) -> Result<Document, Poison> {
     let hash = content_hash(&value, draft.expiry, &own);
     Ok(Document {
         name,
-        metadata: metadata::with_hash(hash, &own)?,
+        metadata: metadata::with_mark(Mark::new(hash, owner), &own)?,
         value,
         hash,
         expiration: expiration(draft.expiry),

@@ -164,12 +164,17 @@ pub struct SettleRequest {
     pub dead: Vec<DeadLetter>,
     /// Keys that were written and may have a dead letter from before.
     pub cleared: Vec<(SyncId, Key)>,
+    /// How long ago how many pairs of a sync were deleted, in place of what was noted before.
+    pub deleted: Vec<(SyncId, Vec<(Duration, u64)>)>,
 }
 
 impl SettleRequest {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.claims.is_empty() && self.dead.is_empty() && self.cleared.is_empty()
+        self.claims.is_empty()
+            && self.dead.is_empty()
+            && self.cleared.is_empty()
+            && self.deleted.is_empty()
     }
 }
 
@@ -185,7 +190,7 @@ pub struct DeadLetter {
 }
 
 /// What the ledger says about deletes of a sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeleteFacts {
     /// The sync.
     pub sync: SyncId,
@@ -193,6 +198,10 @@ pub struct DeleteFacts {
     pub keys: Option<u64>,
     /// A person has approved of any number of deletes, for this much longer.
     pub approved_for: Option<Duration>,
+    /// The leader held deletes when this was last noted.
+    pub held: bool,
+    /// How long ago how many pairs were deleted; only those whose claims are over.
+    pub lately: Vec<(Duration, u64)>,
 }
 
 /// What the ledger says about comparisons of a sync with KV.

@@ -210,13 +210,20 @@ create table if not exists pg2kv.meta (
   schema_version int not null,
   installed_at timestamptz not null default clock_timestamp(),
   identity jsonb,
-  serves int not null
+  serves int not null,
+  installation text not null default left(replace(gen_random_uuid()::text, '-', ''), 12)
+    check (installation ~ '^[0-9a-f]{12}$'),
+  adopted text[] not null default '{}'
 );
 comment on table pg2kv.meta is 'One row: the version of this schema, and which daemons it serves';
 comment on column pg2kv.meta.serves is
   'The oldest version of the daemon that can work with this schema';
 comment on column pg2kv.meta.identity is
   'System identifier, timeline and database that the daemon last saw; a change makes it compare everything';
+comment on column pg2kv.meta.installation is
+  'Random number of this installation; the metadata of each pair in KV carries it, and no other pair is ever deleted as an orphan';
+comment on column pg2kv.meta.adopted is
+  'Installations whose pairs this one takes for its own: add the number of one that has stopped for good';
 insert into pg2kv.meta (schema_version, serves) values (1, 1) on conflict (one) do nothing;
 
 create table if not exists pg2kv.sync (
@@ -236,7 +243,9 @@ create table if not exists pg2kv.sync (
   deletes_held bigint,
   audited_at timestamptz,
   audit_owed text,
-  configured jsonb
+  configured jsonb,
+  names_free text,
+  deletes_lately jsonb
 );
 comment on table pg2kv.sync is 'What pg2kv.watch() has installed';
 comment on column pg2kv.sync.backfilled_at is
@@ -247,6 +256,10 @@ comment on column pg2kv.sync.deletes_approved_until is
   'Any number of keys may be deleted from KV until then; see approve_deletes()';
 comment on column pg2kv.sync.deletes_held is
   'Keys, about, whose deletes the daemon holds until somebody approves; null while it holds none';
+comment on column pg2kv.sync.names_free is
+  'Namespace and key under which no other installation had pairs when the daemon looked; null before it did';
+comment on column pg2kv.sync.deletes_lately is
+  'How many pairs were deleted when, as far as it counts against a mass delete; survives a restart of the daemon';
 comment on column pg2kv.sync.configured is
   'Options of the sync with which the daemon wrote last; null before it first led';
 comment on column pg2kv.sync.audited_at is 'When the daemon last compared KV with the rows';
@@ -1822,7 +1835,8 @@ grant execute on function pg2kv.record_every_key(text), pg2kv.not_as_watched(), 
 -- The daemon.
 grant usage on schema pg2kv to pg2kv_daemon;
 grant select, update (identity) on pg2kv.meta to pg2kv_daemon;
-grant select, update (backfilled_at, keys_estimate, deletes_held, audited_at, audit_owed, configured)
+grant select, update (backfilled_at, keys_estimate, deletes_held, audited_at, audit_owed, configured,
+  names_free, deletes_lately)
   on pg2kv.sync to pg2kv_daemon;
 grant select on pg2kv.related to pg2kv_daemon;
 grant select, insert on pg2kv.outbox to pg2kv_daemon;

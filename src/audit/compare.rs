@@ -259,13 +259,15 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::change::owner::{InstallationId, Owner};
     use crate::change::{Draft, Poison, PoisonReason, Value};
     use crate::document::{Template, render};
 
     fn rendered(id: &str, value: Option<&'static str>) -> Rendered {
         let template = Template::parse("user:{id}", &["id".to_owned()]).unwrap();
         let draft = value.map(|value| Draft::of(Value::Text(Bytes::from(value))));
-        render(&template, &[id.to_owned()], draft)
+        let owner = Owner::new(InstallationId::parse("0123456789ab").unwrap(), "user");
+        render(&template, owner, &[id.to_owned()], draft)
     }
 
     fn listing(pairs: &[(&str, &'static str)]) -> Listing {

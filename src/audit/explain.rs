@@ -6,6 +6,7 @@
 use bytes::Bytes;
 
 use super::{Error, Target};
+use crate::change::owner::{InstallationId, Mark, Ownership};
 use crate::change::{ContentHash, Document, Key, KvName, Poison, Rendered};
 use crate::document;
 use crate::sink::kv::KvClient;
@@ -21,8 +22,14 @@ const LOOKS_MAX: usize = 3;
 pub struct Found {
     /// Its value.
     pub value: Bytes,
-    /// The content hash that pg2kv left in its metadata; `None` where somebody else wrote it.
+    /// The content hash in its metadata; `None` where something else than this installation wrote it.
     pub hash: Option<ContentHash>,
+    /// The sync itself wrote it.
+    pub own: bool,
+    /// What any pg2kv left in its metadata.
+    pub mark: Option<Mark>,
+    /// The other installation of pg2kv that wrote it, if one did.
+    pub other: Option<InstallationId>,
 }
 
 /// What the rows make of a key.
@@ -122,6 +129,7 @@ pub async fn explain(
     let Some(columns) = target.template.reverse(name) else {
         return Ok(None);
     };
+    let ownership = auditor.ownership(&target.source.name);
     let keys = auditor
         .keys_of(target.source, std::slice::from_ref(&columns))
         .await?;
@@ -130,7 +138,7 @@ pub async fn explain(
             key: None,
             columns,
             wanted: None,
-            found: find(kv, target.namespace, name).await?,
+            found: find(kv, target.namespace, &ownership, name).await?,
             standing: None,
             conclusion: Conclusion::NotMade { instead: None },
         }));
@@ -142,7 +150,7 @@ pub async fn explain(
             key: Some(key),
             columns,
             wanted: None,
-            found: find(kv, target.namespace, name).await?,
+            found: find(kv, target.namespace, &ownership, name).await?,
             standing: Some(standing),
             conclusion: Conclusion::Unwatched,
         }));
@@ -162,21 +170,28 @@ pub async fn explain(
     Ok(before)
 }
 
-/// The pair of this name, whoever wrote it.
+/// The pair of this name, whoever wrote it, as it is to the sync of this ownership.
 ///
 /// # Errors
 /// Workers KV does not answer as it should.
 pub async fn find(
     kv: &KvClient,
     namespace: &NamespaceId,
+    ownership: &Ownership,
     name: &KvName,
 ) -> Result<Option<Found>, Error> {
     let Some(value) = kv.get(namespace, name).await.map_err(Error::Pair)? else {
         return Ok(None);
     };
     let listed = kv.look(namespace, name).await.map_err(Error::Pair)?;
-    let hash = listed.and_then(|listed| listed.hash);
-    Ok(Some(Found { value, hash }))
+    let mark = listed.and_then(|listed| listed.mark);
+    Ok(Some(Found {
+        value,
+        hash: ownership.hash(mark),
+        own: ownership.wrote(mark),
+        mark,
+        other: ownership.other(mark),
+    }))
 }
 
 async fn look(
@@ -188,6 +203,7 @@ async fn look(
     columns: &[String],
 ) -> Result<Explanation, Error> {
     let source = target.source;
+    let ownership = auditor.ownership(&source.name);
     let rows = auditor.read(source, std::slice::from_ref(key)).await?;
     let mut instead = None;
     let wanted = match rows.into_iter().next().flatten() {
@@ -198,7 +214,7 @@ async fn look(
             {
                 instead = Some(own);
             }
-            match document::render(target.template, &row.columns, row.draft) {
+            match document::render(target.template, ownership.owner, &row.columns, row.draft) {
                 Rendered::Put(document) => Wanted::Pair(document),
                 Rendered::Poison(poison) => Wanted::Poison(poison),
                 Rendered::Delete(_) | Rendered::Nothing | Rendered::Large => {
@@ -207,7 +223,7 @@ async fn look(
             }
         }
     };
-    let found = find(kv, target.namespace, name).await?;
+    let found = find(kv, target.namespace, &ownership, name).await?;
     // Last: what is settled by now was written before, and shows at the next look.
     let standing = auditor.standing(source, key).await?;
     let conclusion = if instead.is_some() {

@@ -1,8 +1,8 @@
 //! Compares KV with Postgres: lists the names under a sync's prefix, walks its table, and tells what
 //! differs for no reason. Writes to neither.
 //!
-//! Names that pg2kv did not write, or that no row of the sync could have, are foreign: counted, and
-//! nobody's business.
+//! Names that the sync did not write are foreign: counted, and nobody's business. Names that it wrote
+//! and that none of its keys makes any more are orphans.
 //!
 //! **A difference is drift only when it is seen twice.** Both sides move while they are compared. So
 //! where a first round finds differences, a second one looks again, and what does not show the same
@@ -18,6 +18,7 @@ pub mod explain;
 pub use compare::Drift;
 use compare::{Differences, Judged, Listing, Pairs, is_among};
 
+use crate::change::owner::{InstallationId, Mark, Ownership};
 use crate::change::{Answer, ContentHash, Key, KvName, Outcome, Rendered};
 use crate::document::{self, Template};
 use crate::sink::kv::KvClient;
@@ -65,8 +66,12 @@ pub struct Report {
     pub stale: u64,
     /// Pairs of pg2kv that no row makes.
     pub orphaned: u64,
+    /// Pairs of this sync that no key makes any more: the types of its columns were others.
+    pub unmade: u64,
     /// Pairs under the prefix that are not this sync's.
     pub foreign: u64,
+    /// Another installation of pg2kv that wrote some of those, if one did.
+    pub other: Option<InstallationId>,
     /// Documents that are missing or stale because they have a dead letter.
     pub dead_lettered: u64,
     /// Documents that differ because a change is on its way.
@@ -81,12 +86,12 @@ pub struct Report {
 impl Report {
     /// Documents that differ for no reason.
     pub fn drifted(&self) -> u64 {
-        self.missing + self.stale + self.orphaned
+        self.missing + self.stale + self.orphaned + self.unmade
     }
 
     /// Whether so many drifted that their keys are not known.
     pub fn is_cut(&self) -> bool {
-        self.drifted() > self.keys.len() as u64
+        self.drifted() - self.unmade > self.keys.len() as u64
     }
 }
 
@@ -129,6 +134,7 @@ pub async fn compare(
     let mut audit = Audit {
         auditor,
         kv,
+        ownership: auditor.ownership(&target.source.name),
         target,
         tell,
         pace,
@@ -143,6 +149,7 @@ struct Audit<'a, P, T> {
     auditor: &'a Auditor,
     kv: &'a KvClient,
     target: &'a Target<'a>,
+    ownership: Ownership,
     tell: T,
     pace: P,
     progress: Progress,
@@ -209,7 +216,8 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
         loop {
             let page = self.page(cursor.as_deref()).await?;
             for pair in page.pairs {
-                match pair.hash {
+                self.note_other(pair.mark);
+                match self.ownership.hash(pair.mark) {
                     Some(hash) if self.target.template.reverse(&pair.name).is_some() => {
                         pairs.push(&pair.name, hash);
                     }
@@ -254,7 +262,9 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
             let page = self.page(cursor.as_deref()).await?;
             let mut unclaimed = Vec::new();
             for pair in page.pairs {
-                let Some(hash) = pair.hash else { continue };
+                let Some(hash) = self.ownership.hash(pair.mark) else {
+                    continue;
+                };
                 let Some(columns) = self.target.template.reverse(&pair.name) else {
                     continue;
                 };
@@ -262,7 +272,8 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
                     pairs.push(&pair.name, hash);
                 }
                 if left.holds(&pair.name, hash) {
-                    unclaimed.push((pair.name, hash, columns));
+                    let own = self.ownership.wrote(pair.mark);
+                    unclaimed.push((pair.name, hash, columns, own));
                 }
             }
             self.orphans(unclaimed, &mut drifted).await?;
@@ -294,7 +305,7 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
     /// Which of these names the rows, read now, make no pair for.
     async fn orphans(
         &mut self,
-        unclaimed: Vec<(KvName, ContentHash, Vec<String>)>,
+        unclaimed: Vec<(KvName, ContentHash, Vec<String>, bool)>,
         drifted: &mut Differences,
     ) -> Result<(), Error> {
         if unclaimed.is_empty() {
@@ -302,9 +313,9 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
         }
         let mut columns = Vec::with_capacity(unclaimed.len());
         let mut pairs = Vec::with_capacity(unclaimed.len());
-        for (name, hash, values) in unclaimed {
+        for (name, hash, values, own) in unclaimed {
             columns.push(values);
-            pairs.push((name, hash));
+            pairs.push((name, hash, own));
         }
         let keys = self.auditor.keys_of(self.target.source, &columns).await?;
         let (mut found, mut theirs) = (Vec::new(), Vec::new());
@@ -314,23 +325,25 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
                     found.push(key);
                     theirs.push(pair);
                 }
-                // No row can have a key with this text.
+                // No row can have a key with this text any more.
+                None if pair.2 => self.report.unmade += 1,
                 None => self.report.foreign += 1,
             }
         }
         let mut theirs = theirs.into_iter();
-        let mut foreign = 0;
+        let (mut unmade, mut foreign) = (0, 0);
         self.render(&found, |key, rendered| {
-            let Some((name, hash)) = theirs.next() else {
+            let Some((name, hash, own)) = theirs.next() else {
                 return;
             };
+            let of_no_key = if own { &mut unmade } else { &mut foreign };
             match rendered {
-                Some(Rendered::Delete(own)) if *own == name => {
+                Some(Rendered::Delete(its)) if *its == name => {
                     drifted.insert_orphan(key, &name, hash);
                 }
                 // The row makes another name: `user:007` is not the pair of 7.
-                Some(Rendered::Delete(_)) => foreign += 1,
-                Some(Rendered::Put(document)) if document.name != name => foreign += 1,
+                Some(Rendered::Delete(_)) => *of_no_key += 1,
+                Some(Rendered::Put(document)) if document.name != name => *of_no_key += 1,
                 // The row is here by now, or cannot be rendered: the walk has seen it.
                 Some(
                     Rendered::Put(_) | Rendered::Poison(_) | Rendered::Nothing | Rendered::Large,
@@ -339,8 +352,14 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
             }
         })
         .await?;
+        self.report.unmade += unmade;
         self.report.foreign += foreign;
         Ok(())
+    }
+
+    fn note_other(&mut self, mark: Option<Mark>) {
+        let other = self.ownership.other(mark);
+        self.report.other = self.report.other.or(other);
     }
 
     async fn drop_pending(&mut self, differences: &mut Differences) -> Result<(), Error> {
@@ -388,10 +407,12 @@ impl<P: Pace, T: FnMut(Progress)> Audit<'_, P, T> {
             let rows = self.auditor.read(self.target.source, rest).await?;
             let read = rows.len().max(1);
             for (key, row) in rest.iter().zip(rows) {
+                let owner = self.ownership.owner;
                 let rendered = match document::unreadable(key) {
                     Some(poison) => Some(Rendered::Poison(poison)),
-                    None => row
-                        .map(|row| document::render(self.target.template, &row.columns, row.draft)),
+                    None => row.map(|row| {
+                        document::render(self.target.template, owner, &row.columns, row.draft)
+                    }),
                 };
                 see(key, rendered.as_ref());
             }

@@ -9,8 +9,10 @@ use super::output::{BAD, DIM, DOUBT, Failure, GOOD, count, without_hint};
 use super::plan;
 use crate::change::{Answer, NotSentReason, Outcome};
 use crate::config::{self, Config};
+use crate::relay::HoldReason;
 use crate::sink::kv::KvClient;
 use crate::sink::setup::NamespaceId;
+use crate::source::audit::Auditor;
 use crate::source::{self, Finding, Grade};
 
 /// Most likely where an API other than Cloudflare's local simulator finds nothing at our path.
@@ -33,6 +35,8 @@ pub(super) async fn execute(files: &[PathBuf]) -> Result<ExitCode, Failure> {
     // Where the database does not answer, a finding says so already.
     findings.extend(plan::findings(&config).await.unwrap_or_default());
     findings.extend(workers_kv(&config).await);
+    // Whatever does not answer has its finding.
+    findings.extend(others(&config).await.unwrap_or_default());
 
     let mut out = anstream::stdout();
     for warning in &config.warnings {
@@ -107,6 +111,41 @@ async fn workers_kv(config: &Config) -> Vec<Finding> {
         findings.push(finding);
     }
     findings
+}
+
+/// Syncs with pairs of another installation among the first names under their prefix.
+async fn others(config: &Config) -> Result<Vec<Finding>, Failure> {
+    let kv = super::kv_client(config)?;
+    let auditor = Auditor::connect(&config.source_settings()).await?;
+    let mut findings = Vec::new();
+    for sync in config.daemon_settings().syncs {
+        let name = &sync.source.name;
+        let Ok(page) = kv.list(&sync.namespace, sync.template.prefix(), None).await else {
+            continue;
+        };
+        let ownership = auditor.ownership(name);
+        let (others, columns): (Vec<_>, Vec<_>) = page
+            .pairs
+            .into_iter()
+            .filter_map(|listed| {
+                let other = ownership.other(listed.mark)?;
+                Some((other, sync.template.reverse(&listed.name)?))
+            })
+            .unzip();
+        let Ok(keys) = auditor.keys_of(&sync.source, &columns).await else {
+            continue;
+        };
+        let mut theirs = others.into_iter().zip(keys);
+        if let Some((other, _)) = theirs.find(|(_, key)| key.is_some()) {
+            findings.push(Finding {
+                what: format!("names of {name}"),
+                grade: Grade::Doubtful,
+                detail: format!("installation {other} of pg2kv has pairs under them"),
+                hint: Some(HoldReason::AnotherInstallation.hint().to_owned()),
+            });
+        }
+    }
+    Ok(findings)
 }
 
 /// What a probe says of token and namespace.

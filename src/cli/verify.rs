@@ -67,6 +67,9 @@ pub(super) async fn execute(files: &[PathBuf], args: &VerifyArgs) -> Result<Exit
             } else if report.drifted() > 0 {
                 let keys: Vec<&Key> = report.keys.iter().map(|(key, _)| key).collect();
                 admin.write_again(name, &keys).await?;
+                if report.unmade > 0 {
+                    admin.owe_audit(name).await?;
+                }
             }
         }
     }
@@ -93,7 +96,7 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
             report.equal,
             report.missing,
             report.stale,
-            report.orphaned,
+            report.orphaned + report.unmade,
             report.dead_lettered,
             report.pending,
             report.foreign,
@@ -111,6 +114,13 @@ fn print(found: &[(&str, Report)], args: &VerifyArgs) -> Result<(), Failure> {
                 "{name}: {} of its documents are not in KV, which is where ttl ends them; they are \
                  written again when their rows change",
                 report.expired
+            )?;
+        }
+        if let Some(other) = report.other {
+            writeln!(
+                out,
+                "{name}: installation {other} of pg2kv has pairs under its prefix; they count as \
+                 foreign and are left alone"
             )?;
         }
         if report.undecided {
@@ -192,10 +202,11 @@ fn as_json(found: &[(&str, Report)], args: &VerifyArgs) -> serde_json::Value {
                 "missing": report.missing,
                 "expired": report.expired,
                 "stale": report.stale,
-                "orphaned": report.orphaned,
+                "orphaned": report.orphaned + report.unmade,
                 "dead_lettered": report.dead_lettered,
                 "pending": report.pending,
                 "foreign": report.foreign,
+                "other_installation": report.other.map(|other| other.to_string()),
                 "undecided": report.undecided,
                 "repair_asked_for": asks && report.drifted() > 0,
                 "resync_asked_for": asks && report.is_cut(),

@@ -115,7 +115,11 @@ impl World {
                 audit::Error::Source(error) => ledger(error),
                 audit::Error::Kv(answer) | audit::Error::Pair(answer) => SweepFailure::Kv(answer),
             })?;
-        let found = found(&report);
+        let mut found = found(&report);
+        if report.unmade > 0 {
+            let retired = auditor.retire(epoch, &spec.source).await;
+            found.unmade = retired.map_err(ledger)?;
+        }
         if found.everything {
             let asked = auditor.write_all_again(epoch, &spec.source).await;
             asked.map_err(ledger)?;
@@ -137,11 +141,12 @@ fn found(report: &Report) -> AuditFound {
         equal: report.equal,
         missing: report.missing,
         stale: report.stale,
-        orphaned: report.orphaned,
+        orphaned: report.orphaned + report.unmade,
         dead_lettered: report.dead_lettered,
         pending: report.pending,
         foreign: report.foreign,
         undecided: report.undecided,
         everything: report.is_cut(),
+        unmade: None,
     }
 }

@@ -1,6 +1,6 @@
 //! Names that a sync no longer makes: counted, deleted, forgotten.
 //!
-//! Owns what may be deleted: a pair under the old prefix with a hash of ours in its metadata, whose
+//! Owns what may be deleted: a pair under the old prefix that the sync wrote, as its mark says, whose
 //! name the old template makes, and no sync that is configured. What a configured sync makes is that
 //! sync's business, also where the prefix is the same: its comparison writes or deletes it.
 
@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use super::clock;
 use super::effects::{World, not_trusted};
+use crate::change::owner::Ownership;
 use crate::change::{Batch, Epoch, KvName, Outcome};
 use crate::document::Template;
 use crate::ledger::{Failure, FailureKind, OldNames};
@@ -20,6 +21,7 @@ use crate::source::audit::Auditor;
 struct Old {
     namespace: NamespaceId,
     template: Template,
+    ownership: Ownership,
 }
 
 impl World {
@@ -39,6 +41,7 @@ impl World {
             return Ok(Cleaned::NotYet);
         }
         let old = Old {
+            ownership: auditor.ownership(&retired.sync),
             namespace: NamespaceId::new(retired.namespace).map_err(|_| unreadable())?,
             template: Template::parse(&retired.template, &retired.key_values)
                 .map_err(|_| unreadable())?,
@@ -79,10 +82,9 @@ impl World {
                 .list(&old.namespace, old.template.prefix(), cursor.as_deref())
                 .await
                 .map_err(SweepFailure::Kv)?;
-            let ours = page
-                .pairs
-                .into_iter()
-                .filter(|pair| pair.hash.is_some() && old.template.reverse(&pair.name).is_some());
+            let ours = page.pairs.into_iter().filter(|pair| {
+                old.ownership.wrote(pair.mark) && old.template.reverse(&pair.name).is_some()
+            });
             let mut left: Vec<KvName> = ours.map(|pair| pair.name).collect();
             let made = self.made_by_a_sync(auditor, old, &left).await;
             let made = made.map_err(ledger)?;

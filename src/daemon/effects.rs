@@ -11,7 +11,7 @@ use super::{SyncSpec, clock};
 use crate::change::{Answer, Epoch, Mono, NotSentReason, Outcome, Rendered, SyncId};
 use crate::document;
 use crate::ledger::{ClaimRequest, Failure, FailureKind};
-use crate::relay::{Campaigned, Effect, Event, Recovered, SweepFailure, Swept};
+use crate::relay::{Campaigned, Effect, Event, Inspected, Recovered, SweepFailure, Swept};
 use crate::sink::kv::KvClient;
 use crate::source::lease::Candidate;
 use crate::source::session::{Claimed, PrepareError};
@@ -227,6 +227,10 @@ impl World {
                     .map(|()| step)
                     .map_err(Failure::from),
             },
+            Effect::Inspect { sync, cursor } => Event::Inspected {
+                sync,
+                result: self.inspect(&leader, sync, cursor).await,
+            },
             Effect::Expand {
                 sync,
                 markers,
@@ -262,8 +266,12 @@ impl World {
         request: &ClaimRequest,
     ) -> Result<Claimed<Rendered>, PrepareError> {
         let template = &self.sync(request.sync).template;
+        let owner = session
+            .ownership(request.sync)
+            .map_err(|error| PrepareError { claim: None, error })?
+            .owner;
         let render =
-            |row: source::session::Row| document::render(template, &row.columns, row.draft);
+            |row: source::session::Row| document::render(template, owner, &row.columns, row.draft);
         let mut claimed = session.prepare_with(request, render).await?;
         for (rendered, key) in claimed.rows.iter_mut().zip(&request.keys) {
             if let Some(poison) = document::unreadable(key) {
@@ -273,7 +281,7 @@ impl World {
         Ok(claimed)
     }
 
-    /// One page of the names under the sync's prefix. Only names that pg2kv wrote become keys:
+    /// One page of the names under the sync's prefix. Only names that the sync wrote become keys:
     /// whatever else stands there is somebody else's.
     async fn sweep(
         &self,
@@ -287,13 +295,14 @@ impl World {
             .list(&spec.namespace, spec.template.prefix(), cursor.as_deref())
             .await
             .map_err(SweepFailure::Kv)?;
-        let mut foreign = 0;
-        let mut columns = Vec::new();
-        let mut hashes = Vec::new();
-        for listed in page.pairs {
-            match (listed.hash, spec.template.reverse(&listed.name)) {
+        let ledger = |error: source::Error| SweepFailure::Ledger(error.into());
+        let ownership = leader.session.ownership(sync).map_err(ledger)?;
+        let (mut foreign, mut unmade) = (0, false);
+        let (mut columns, mut listed) = (Vec::new(), Vec::new());
+        for pair in page.pairs {
+            match (ownership.hash(pair.mark), spec.template.reverse(&pair.name)) {
                 (Some(hash), Some(values)) => {
-                    hashes.push(hash);
+                    listed.push((hash, pair.mark));
                     columns.push(values);
                 }
                 _ => foreign += 1,
@@ -303,17 +312,69 @@ impl World {
             .session
             .keys_of(sync, &columns)
             .await
-            .map_err(|error| SweepFailure::Ledger(error.into()))?;
-        let found: Vec<_> = keys
-            .into_iter()
-            .zip(hashes)
-            .filter_map(|(key, hash)| Some((key?, hash)))
-            .collect();
-        foreign += (columns.len() - found.len()) as u64;
+            .map_err(ledger)?;
+        let mut found = Vec::with_capacity(keys.len());
+        for (key, (hash, mark)) in keys.into_iter().zip(listed) {
+            match key {
+                Some(key) => found.push((key, hash)),
+                // Its own, and yet of no key: the types of its columns were others.
+                None if ownership.wrote(mark) => unmade = true,
+                None => foreign += 1,
+            }
+        }
+        let unmade = if unmade {
+            leader.session.retire(sync).await.map_err(ledger)?
+        } else {
+            None
+        };
         Ok(Swept {
             keys: found,
             foreign,
+            unmade,
             next: page.next,
+        })
+    }
+
+    /// Looks on one page of the names under the sync's prefix for pairs of another installation that
+    /// have a name of this sync: its keys, by their types, make it. After the last page notes in the
+    /// ledger that there are none.
+    async fn inspect(
+        &self,
+        leader: &Leader,
+        sync: SyncId,
+        cursor: Option<String>,
+    ) -> Result<Inspected, SweepFailure> {
+        let ledger = |error: source::Error| SweepFailure::Ledger(error.into());
+        let (spec, session) = (self.sync(sync), &leader.session);
+        // Somebody may have adopted the other one since.
+        session.reload_installation().await.map_err(ledger)?;
+        let ownership = session.ownership(sync).map_err(ledger)?;
+        let page = self
+            .kv
+            .list(&spec.namespace, spec.template.prefix(), cursor.as_deref())
+            .await
+            .map_err(SweepFailure::Kv)?;
+        let (others, columns): (Vec<_>, Vec<_>) = page
+            .pairs
+            .into_iter()
+            .filter_map(|listed| {
+                let other = ownership.other(listed.mark)?;
+                Some((other, spec.template.reverse(&listed.name)?))
+            })
+            .unzip();
+        if !columns.is_empty() {
+            let keys = session.keys_of(sync, &columns).await.map_err(ledger)?;
+            let mut theirs = others.into_iter().zip(keys);
+            if let Some((other, _)) = theirs.find(|(_, key)| key.is_some()) {
+                return Ok(Inspected::Taken(other));
+            }
+        }
+        Ok(match page.next {
+            Some(cursor) => Inspected::Next(cursor),
+            None => {
+                session.note_free(sync).await.map_err(ledger)?;
+                Inspected::Free
+            }
         })
     }
 
@@ -373,5 +434,6 @@ fn recovered_of(found: source::session::Recovered) -> Recovered {
         changed: found.changed,
         retired: found.retired,
         unsure: found.unsure,
+        not_looked_at: found.not_looked_at,
     }
 }

@@ -12,10 +12,11 @@ use crate::ledger::FailureKind;
 use crate::metrics as names;
 use crate::relay::{AuditFound, HoldReason, StatusSync};
 
-const HOLD_REASONS: [HoldReason; 3] = [
+const HOLD_REASONS: [HoldReason; 4] = [
     HoldReason::Relation,
     HoldReason::NamespaceGone,
     HoldReason::Unexpected,
+    HoldReason::AnotherInstallation,
 ];
 const POISON_REASONS: [PoisonReason; 7] = [
     PoisonReason::IllegalKey,

@@ -1,4 +1,4 @@
-//! The metadata of a pair: the content hash, the MIME type, and the user's own members.
+//! The metadata of a pair: the mark of pg2kv, the MIME type, and the user's own members.
 //!
 //! Owns its layout and its limit. The user's members go in as the text that Postgres gave, without
 //! the white space between them: a number keeps every digit.
@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
-use super::{METADATA_HASH_MEMBER, METADATA_TYPE_MEMBER};
-use crate::change::{ContentHash, DraftText, KV_METADATA_MAX_BYTES, Poison, PoisonReason};
+use super::{METADATA_MARK_MEMBER, METADATA_TYPE_MEMBER};
+use crate::change::owner::Mark;
+use crate::change::{DraftText, KV_METADATA_MAX_BYTES, Poison, PoisonReason};
 
-/// The members that are not the hash, as JSON without the braces; empty where there are none.
+/// The members that are not the mark, as JSON without the braces; empty where there are none.
 ///
 /// # Errors
 /// [`PoisonReason::BadMetadata`].
@@ -34,9 +35,9 @@ pub(super) fn own_members(
         return Ok(members);
     }
     let names = Names::of(metadata)?;
-    if names.hash {
+    if names.mark {
         return Err(bad(format!(
-            "the metadata has a member {METADATA_HASH_MEMBER:?}, where pg2kv keeps its hash; give \
+            "the metadata has a member {METADATA_MARK_MEMBER:?}, where pg2kv keeps its mark; give \
              it another name"
         )));
     }
@@ -62,17 +63,17 @@ pub(super) fn own_members(
 ///
 /// # Errors
 /// [`PoisonReason::BadMetadata`] where it is over the limit of Workers KV.
-pub(super) fn with_hash(hash: ContentHash, own_members: &str) -> Result<Arc<str>, Poison> {
+pub(super) fn with_mark(mark: Mark, own_members: &str) -> Result<Arc<str>, Poison> {
     let comma = if own_members.is_empty() { "" } else { "," };
-    let mut text = String::with_capacity(48 + own_members.len());
+    let mut text = String::with_capacity(72 + own_members.len());
     // Nothing that is written to a string fails.
     let _ = write!(
         text,
-        r#"{{"{METADATA_HASH_MEMBER}":"{hash}"{comma}{own_members}}}"#
+        r#"{{"{METADATA_MARK_MEMBER}":"{mark}"{comma}{own_members}}}"#
     );
     if text.len() > KV_METADATA_MAX_BYTES {
         return Err(bad(format!(
-            "the metadata has {} bytes with the hash of pg2kv; Workers KV allows \
+            "the metadata has {} bytes with the mark of pg2kv; Workers KV allows \
              {KV_METADATA_MAX_BYTES}",
             text.len()
         )));
@@ -127,7 +128,7 @@ fn compact(json: &str) -> String {
 
 /// Which of the names that matter a JSON object has.
 struct Names {
-    hash: bool,
+    mark: bool,
     content_type: bool,
 }
 
@@ -157,12 +158,12 @@ impl<'de> Visitor<'de> for NamesVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
         let mut names = Names {
-            hash: false,
+            mark: false,
             content_type: false,
         };
         while let Some(name) = map.next_key::<String>()? {
             map.next_value::<IgnoredAny>()?;
-            names.hash |= name == METADATA_HASH_MEMBER;
+            names.mark |= name == METADATA_MARK_MEMBER;
             names.content_type |= name == METADATA_TYPE_MEMBER;
         }
         Ok(names)

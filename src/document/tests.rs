@@ -2,6 +2,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::change::owner::InstallationId;
 use crate::change::{DraftText, KV_METADATA_MAX_BYTES};
 
 fn strings(values: &[&str]) -> Vec<String> {
@@ -155,9 +156,19 @@ fn words(text: &'static str) -> Value {
     Value::Text(Bytes::from_static(text.as_bytes()))
 }
 
+fn owner() -> Owner {
+    Owner::new(InstallationId::parse("0123456789ab").unwrap(), "user")
+}
+
+/// The mark of a document.
+fn mark(document: &Document) -> Mark {
+    Mark::new(document.hash, owner())
+}
+
 fn rendered(draft: Draft) -> Rendered {
     render(
         &template("user:{id}", &["id"]),
+        owner(),
         &strings(&["1"]),
         Some(draft),
     )
@@ -189,12 +200,13 @@ fn with_metadata(content_type: Option<&str>, metadata: Option<&str>) -> Draft {
 fn a_value_makes_a_pair_and_none_a_delete() {
     let user = template("user:{id}", &["id"]);
     let key = strings(&["1"]);
-    assert_eq!(render(&user, &key, None), Rendered::Delete(name("user:1")));
+    let gone = render(&user, owner(), &key, None);
+    assert_eq!(gone, Rendered::Delete(name("user:1")));
     let document = put(Draft::of(words("{\"a\":1}")));
     assert_eq!(document.name, name("user:1"));
     assert_eq!(
         &*document.metadata,
-        format!("{{\"pg2kv\":\"{}\"}}", document.hash)
+        format!("{{\"pg2kv\":\"{}\"}}", mark(&document))
     );
     // Another value here means that an upgrade writes every pair of every user again.
     assert_eq!(
@@ -265,32 +277,32 @@ fn metadata_holds_the_hash_the_type_and_the_users_own_members() {
         ),
     ] {
         let document = put(with_metadata(content_type, own));
-        let expected = format!("{{\"pg2kv\":\"{}\"{expected}}}", document.hash);
+        let expected = format!("{{\"pg2kv\":\"{}\"{expected}}}", mark(&document));
         assert_eq!(&*document.metadata, expected, "{content_type:?} {own:?}");
     }
 }
 
 #[test]
 fn metadata_that_kv_or_pg2kv_cannot_take_is_poison() {
-    // The hash takes 44 bytes with its name, a comma follows, and so do 6 of `"k":""` here.
+    // The mark takes 66 bytes with its name, a comma follows, and so do 6 of `"k":""` here.
     let fits = |bytes: usize| format!(r#"{{"k":"{}"}}"#, "x".repeat(bytes));
     assert_eq!(
-        put(with_metadata(None, Some(&fits(973)))).metadata.len(),
+        put(with_metadata(None, Some(&fits(951)))).metadata.len(),
         KV_METADATA_MAX_BYTES
     );
     for (content_type, own, sentence) in [
         (
             None,
-            fits(974).as_str(),
-            "1025 bytes with the hash of pg2kv",
+            fits(952).as_str(),
+            "1025 bytes with the mark of pg2kv",
         ),
         (None, "[1]", "not a JSON object"),
         (None, "7", "not a JSON object"),
         (None, "{", "not a JSON object"),
         (None, "{} {}", "not a JSON object"),
         (None, "", "not a JSON object"),
-        (None, r#"{"a":1,"pg2kv":2}"#, "where pg2kv keeps its hash"),
-        (None, r#"{"pg2k\u0076":2}"#, "where pg2kv keeps its hash"),
+        (None, r#"{"a":1,"pg2kv":2}"#, "where pg2kv keeps its mark"),
+        (None, r#"{"pg2k\u0076":2}"#, "where pg2kv keeps its mark"),
         (Some("a/b"), r#"{"content_type":2}"#, "keep one of them"),
         (Some(""), "{}", "content_type is empty"),
         (Some("a/b\r\nx: y"), "{}", "content_type is empty"),
@@ -425,7 +437,7 @@ fn a_row_that_is_gone_and_had_no_legal_name_needs_nothing() {
     let template = template("{name}", &["name"]);
     let of = |name: &str, value: Option<&'static str>| {
         let draft = value.map(|value| Draft::of(words(value)));
-        render(&template, &strings(&[name]), draft)
+        render(&template, owner(), &strings(&[name]), draft)
     };
     assert_eq!(of("..", None), Rendered::Nothing);
     assert_eq!(of(&"k".repeat(513), None), Rendered::Nothing);

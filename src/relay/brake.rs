@@ -4,7 +4,8 @@
 //! that deletes may go. Knows no key: those that are held wait in the queue, under their claims.
 //!
 //! **Invariant:** a closed brake opens by approval, or when nothing is left to be deleted; never by
-//! time alone, since a mistake does not become right by waiting.
+//! time alone or by a restart, since a mistake does not become right by waiting. So the ledger has
+//! what was deleted lately, written by the transaction that ends the claims of these deletes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -32,6 +33,10 @@ pub(super) struct Brake {
     settings: Settings,
     /// Pairs let go, by the start of their part of the window; at most `BUCKETS + 1` of them.
     lately: VecDeque<(Mono, u64)>,
+    /// Those of them whose claims are over: whoever leads next finds the others in the claims.
+    settled: VecDeque<(Mono, u64)>,
+    /// The ledger has other numbers of them.
+    unsaved: bool,
     /// Keys of the sync, about; `None` until its first backfill is done.
     keys: Option<u64>,
     approved_until: Option<Mono>,
@@ -47,6 +52,8 @@ impl Brake {
         Self {
             settings,
             lately: VecDeque::new(),
+            settled: VecDeque::new(),
+            unsaved: false,
             keys: None,
             approved_until: None,
             closed: false,
@@ -64,6 +71,16 @@ impl Brake {
         self.ahead
     }
 
+    /// Takes in what the leader before left: what it had deleted lately, and that deletes are held.
+    pub(super) fn resume(&mut self, now: Mono, read_at: Mono, facts: &DeleteFacts) {
+        for (age, pairs) in &facts.lately {
+            self.settled.push_back((now.before(*age), *pairs));
+        }
+        self.lately = self.settled.clone();
+        self.closed = facts.held && self.settings.count > 0;
+        self.learn(now, read_at, facts);
+    }
+
     /// Takes in what the ledger says; `read_at` is when it was asked. Returns whether that opened
     /// the brake.
     pub(super) fn learn(&mut self, now: Mono, read_at: Mono, facts: &DeleteFacts) -> bool {
@@ -73,6 +90,8 @@ impl Brake {
         if opens {
             self.open();
             self.lately.clear();
+            self.settled.clear();
+            self.unsaved = true;
         }
         opens
     }
@@ -100,9 +119,37 @@ impl Brake {
             || !(self.closed || self.exceeds(now, pairs))
     }
 
-    /// They are deleted.
-    pub(super) fn spend(&mut self, now: Mono, pairs: u64) {
+    /// They are deleted, without claims. Returns whether the ledger is to know.
+    pub(super) fn spend(&mut self, now: Mono, pairs: u64) -> bool {
         self.count(now, pairs);
+        self.settle(now, pairs)
+    }
+
+    /// The claims of so many deleted keys are over. Returns whether the ledger is to know.
+    pub(super) fn settle(&mut self, now: Mono, pairs: u64) -> bool {
+        let counts = self.settings.count > 0 && self.keys.is_some() && !self.is_approved(now);
+        if counts && pairs > 0 {
+            add(&mut self.settled, &self.settings, now, pairs);
+            self.unsaved = true;
+        }
+        self.unsaved
+    }
+
+    /// What the ledger is to know, where it knows something else: how long ago how many pairs were
+    /// deleted within the window.
+    pub(super) fn save(&mut self, now: Mono) -> Option<Vec<(Duration, u64)>> {
+        std::mem::take(&mut self.unsaved).then(|| {
+            forget_old(&mut self.settled, &self.settings, now);
+            let settled = self.settled.iter();
+            settled
+                .map(|(at, pairs)| (now.since(*at), *pairs))
+                .collect()
+        })
+    }
+
+    /// The ledger did not take it.
+    pub(super) fn not_saved(&mut self) {
+        self.unsaved = true;
     }
 
     /// A walk found so many rows: the keys that are missing among them are orphans in KV. The brake
@@ -133,11 +180,7 @@ impl Brake {
     }
 
     fn is_too_much(&mut self, now: Mono, pairs: u64) -> bool {
-        while let Some((began, _)) = self.lately.front()
-            && now.since(*began) > self.settings.window
-        {
-            self.lately.pop_front();
-        }
+        forget_old(&mut self.lately, &self.settings, now);
         self.exceeds(now, pairs)
     }
 
@@ -153,12 +196,22 @@ impl Brake {
     }
 
     fn count(&mut self, now: Mono, pairs: u64) {
-        match self.lately.back_mut() {
-            Some((began, count)) if now.since(*began) < self.settings.window / BUCKETS => {
-                *count += pairs;
-            }
-            _ => self.lately.push_back((now, pairs)),
-        }
+        add(&mut self.lately, &self.settings, now, pairs);
+    }
+}
+
+fn add(to: &mut VecDeque<(Mono, u64)>, settings: &Settings, now: Mono, pairs: u64) {
+    match to.back_mut() {
+        Some((began, count)) if now.since(*began) < settings.window / BUCKETS => *count += pairs,
+        _ => to.push_back((now, pairs)),
+    }
+}
+
+fn forget_old(of: &mut VecDeque<(Mono, u64)>, settings: &Settings, now: Mono) {
+    while let Some((began, _)) = of.front()
+        && now.since(*began) > settings.window
+    {
+        of.pop_front();
     }
 }
 
@@ -176,6 +229,8 @@ mod tests {
             sync: SyncId(0),
             keys,
             approved_for: approved_for.map(Duration::from_secs),
+            held: false,
+            lately: Vec::new(),
         }
     }
 
@@ -252,6 +307,36 @@ mod tests {
         assert!(brake.admit(at(1), 5_000, false));
         assert!(brake.admit(at(1), 100, true));
         assert!(!brake.admit(at(1), 1, true));
+    }
+
+    #[test]
+    fn a_new_leader_knows_what_was_deleted_and_what_is_held() {
+        let mut before = brake(Some(100));
+        assert!(before.admit(at(1), 60, false));
+        assert_eq!(before.save(at(1)), None, "their claims are there");
+        before.settle(at(2), 60);
+        let left = before.save(at(12));
+        assert_eq!(left, Some(vec![(Duration::from_secs(10), 60)]));
+        assert_eq!(before.save(at(12)), None);
+        before.not_saved();
+        assert_eq!(before.save(at(12)), left);
+
+        let mut found = facts(Some(100), None);
+        found.lately = left.unwrap_or_default();
+        let mut next = brake(Some(100));
+        next.resume(at(5_000), at(5_000), &found);
+        assert!(next.admit(at(5_000), 40, false));
+        assert!(!next.admit(at(5_000), 1, false));
+
+        found.held = true;
+        let mut next = brake(Some(100));
+        next.resume(at(5_000), at(5_000), &found);
+        assert!(!next.admit(at(5_000), 1, false), "begins held");
+        found.approved_for = Some(Duration::from_secs(60));
+        let mut next = brake(Some(100));
+        next.resume(at(5_000), at(5_000), &found);
+        assert!(next.admit(at(5_000), 500, false), "approved meanwhile");
+        assert_eq!(next.save(at(5_000)), Some(Vec::new()));
     }
 
     #[test]

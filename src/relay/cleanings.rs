@@ -48,6 +48,21 @@ impl Cleanings {
         Self(retired.into_iter().map(cleaning).collect())
     }
 
+    /// Names that a scan found.
+    pub(super) fn add(&mut self, now: Mono, old: OldNames) {
+        match self.find_mut(old) {
+            Some(one) => one.not_before = one.not_before.min(now),
+            None => self.0.push(Cleaning {
+                old,
+                not_before: now,
+                landed_at: now,
+                names: 0,
+                held: false,
+                failed: 0,
+            }),
+        }
+    }
+
     /// Each with the time before which nothing is to be done.
     pub(super) fn due(&self) -> impl Iterator<Item = (Mono, OldNames)> {
         self.0.iter().map(|one| (one.not_before, one.old))

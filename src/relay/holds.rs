@@ -67,6 +67,8 @@ pub enum HoldReason {
     NamespaceGone,
     /// KV answers in a way that the API does not document, or refuses every pair.
     Unexpected,
+    /// Another installation of pg2kv has pairs under its names.
+    AnotherInstallation,
 }
 
 impl HoldReason {
@@ -76,6 +78,7 @@ impl HoldReason {
             Self::Relation => "relation",
             Self::NamespaceGone => "namespace_gone",
             Self::Unexpected => "unexpected",
+            Self::AnotherInstallation => "another_installation",
         }
     }
 
@@ -90,6 +93,11 @@ impl HoldReason {
                  writes every key anew"
             }
             Self::Unexpected => "check kv.api_base_url and kv.account_id with `pg2kv check`",
+            Self::AnotherInstallation => {
+                "give the sync another `key` or namespace; if this installation is to take the pairs \
+                 over, stop the other one and add it to pg2kv.meta.adopted (dba.md, \"Two \
+                 installations\"); the sync then resumes by itself"
+            }
         }
     }
 }

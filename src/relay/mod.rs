@@ -17,6 +17,7 @@ mod expansions;
 mod holds;
 mod policy;
 mod protocol;
+mod scanned;
 mod status;
 mod term;
 
@@ -31,9 +32,10 @@ use crate::queue::budget::{self, Budget};
 
 pub use self::holds::{BlockReason, HoldReason};
 pub use self::protocol::{
-    AuditFound, BatchId, Campaigned, CleanStep, Cleaned, Effect, Event, Notice, Output, Recovered,
-    RequestId, SweepFailure, Swept, WakeCause,
+    BatchId, Campaigned, Effect, Event, Notice, Output, Recovered, RequestId, SweepFailure,
+    WakeCause,
 };
+pub use self::scanned::{AuditFound, CleanStep, Cleaned, Inspected, Swept};
 pub use self::status::{
     Phase, Status, StatusAudit, StatusBlock, StatusBrake, StatusExpansion, StatusOldNames,
     StatusSync,

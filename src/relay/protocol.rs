@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use super::holds::{BlockReason, HoldReason};
-use crate::change::{
-    Answer, Batch, ClaimId, ContentHash, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId,
-};
+use super::scanned::{AuditFound, CleanStep, Cleaned, Inspected, Swept};
+use crate::change::{Answer, Batch, ClaimId, Epoch, Key, Mono, OutboxId, Poison, Rendered, SyncId};
 use crate::ledger::{
     AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, Failure,
     FetchMode, Fetched, Marker, OldNames, Reconfigured, SettleRequest, Walked,
@@ -58,76 +57,8 @@ pub struct Recovered {
     pub retired: Vec<OldNames>,
     /// Deletes of names that are made again may still land.
     pub unsure: bool,
-}
-
-/// What to do about names that are no longer made. Pairs that another configured sync makes are left
-/// to that sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CleanStep {
-    /// Count the pairs.
-    Count {
-        /// Where there are none, forget the names: nothing that was sent can bring one back.
-        last: bool,
-    },
-    /// Delete them.
-    Delete {
-        /// At most so many; if there are more, they are to be counted anew.
-        most: u64,
-    },
-}
-
-/// What came of a [`CleanStep`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cleaned {
-    /// The new names are not written yet, so nothing was done.
-    NotYet,
-    /// So many pairs stood in KV.
-    Counted(u64),
-    /// So many pairs were deleted, or may have been.
-    Deleted(u64),
-    /// There are none, and the names are forgotten.
-    Forgotten,
-}
-
-/// One page of names in KV.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Swept {
-    /// Keys of names that pg2kv wrote, with the content hash that their metadata carries.
-    pub keys: Vec<(Key, ContentHash)>,
-    /// Names under the prefix that pg2kv did not write; they are left alone.
-    pub foreign: u64,
-    /// Cursor of the next page; `None` after the last.
-    pub next: Option<String>,
-}
-
-/// What a comparison of a sync with KV found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AuditFound {
-    /// Documents that stand in KV as the rows say.
-    pub equal: u64,
-    /// Documents that KV lacked for no reason.
-    pub missing: u64,
-    /// Documents that stood in KV with another content for no reason.
-    pub stale: u64,
-    /// Pairs of pg2kv that no row makes.
-    pub orphaned: u64,
-    /// Documents that have a dead letter.
-    pub dead_lettered: u64,
-    /// Documents that differ because a change is on its way.
-    pub pending: u64,
-    /// Pairs under the prefix that are not the sync's.
-    pub foreign: u64,
-    /// So much waits for the sync that nothing can be said of it; it has to be compared once more.
-    pub undecided: bool,
-    /// So many drifted that all of the sync's keys were asked for anew.
-    pub everything: bool,
-}
-
-impl AuditFound {
-    /// Keys that differed for no reason. The outbox has each of them by now, or has them all.
-    pub const fn drifted(&self) -> u64 {
-        self.missing + self.stale + self.orphaned
-    }
+    /// Syncs of which nothing may be sent until [`Effect::Inspect`] has found their names free.
+    pub not_looked_at: Vec<SyncId>,
 }
 
 /// Something happened.
@@ -196,6 +127,13 @@ pub enum Event {
         sync: SyncId,
         /// The step, if the ledger took it.
         result: Result<BackfillStep, Failure>,
+    },
+    /// Answers [`Effect::Inspect`].
+    Inspected {
+        /// The sync.
+        sync: SyncId,
+        /// What was found, or how KV or Postgres failed.
+        result: Result<Inspected, SweepFailure>,
     },
     /// Answers [`Effect::Expand`].
     Expanded {
@@ -307,6 +245,13 @@ pub enum Effect {
     },
     /// Next names in KV; [`Event::Swept`].
     Sweep {
+        /// The sync.
+        sync: SyncId,
+        /// Cursor of the page.
+        cursor: Option<String>,
+    },
+    /// Look for pairs of another installation under the names of a sync; [`Event::Inspected`].
+    Inspect {
         /// The sync.
         sync: SyncId,
         /// Cursor of the page.

@@ -7,6 +7,7 @@ mod brake;
 mod capture;
 mod clean;
 mod expand;
+mod inspect;
 mod leadership;
 mod rows;
 

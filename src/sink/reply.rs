@@ -19,7 +19,8 @@ use serde_json::value::RawValue;
 
 use super::header;
 use super::listing::Position;
-use crate::change::{AmbiguousReason, Answer, Batch, ContentHash, KvName, Outcome};
+use crate::change::owner::Mark;
+use crate::change::{AmbiguousReason, Answer, Batch, KvName, Outcome};
 
 /// What came back for a request, as far as it matters.
 #[derive(Clone, Copy, Debug)]
@@ -145,8 +146,8 @@ pub struct ListPage {
 pub struct Listed {
     /// Its name.
     pub name: KvName,
-    /// The content hash in its metadata; `None` where it was not written by pg2kv.
-    pub hash: Option<ContentHash>,
+    /// What pg2kv left in its metadata; `None` where something else wrote it.
+    pub mark: Option<Mark>,
 }
 
 /// The page that the reply to a listing holds. It was asked for at `position`.
@@ -203,27 +204,21 @@ struct Entry<'a> {
 
 impl Entry<'_> {
     fn listed(self) -> Option<Listed> {
-        let hash = self
-            .metadata
-            .and_then(|metadata| content_hash(metadata.get()));
+        let mark = self.metadata.and_then(|metadata| mark(metadata.get()));
         Some(Listed {
             name: KvName::new(self.name).ok()?,
-            hash,
+            mark,
         })
     }
 }
 
-/// The hash that pg2kv wrote, or `None` where the metadata is someone else's.
-fn content_hash(metadata: &str) -> Option<ContentHash> {
+/// What pg2kv wrote, or `None` where the metadata is someone else's.
+fn mark(metadata: &str) -> Option<Mark> {
     #[derive(Deserialize)]
     struct Metadata {
-        pg2kv: String, // the member that `document` names METADATA_HASH_MEMBER
+        pg2kv: String, // the member that `document` names METADATA_MARK_MEMBER
     }
-    let hash = serde_json::from_str::<Metadata>(metadata).ok()?.pg2kv;
-    let digits = hash
-        .bytes()
-        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    (hash.len() == 32 && digits).then(|| u128::from_str_radix(&hash, 16).ok().map(ContentHash))?
+    Mark::parse(&serde_json::from_str::<Metadata>(metadata).ok()?.pg2kv)
 }
 
 #[derive(Deserialize)]

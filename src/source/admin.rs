@@ -50,6 +50,9 @@ const AGAIN: &str = "\
     insert into pg2kv.outbox (sync, key)
     select $1::text, jsonb_build_object('again', u.key::jsonb) from unnest($2::text[]) as u(key)";
 
+const OWE_AUDIT: &str = "\
+    update pg2kv.sync set audit_owed = coalesce(audit_owed, 'verify') where name = $1::text";
+
 /// As `pg2kv.resync` does it. A statement of its own after the insert: by then whoever sets the bell
 /// finds our lock on the outbox.
 pub(super) const RING: &str = "\
@@ -265,6 +268,18 @@ impl Admin {
         self.link
             .within(&doing, chunks.saturating_add(4), group)
             .await
+    }
+
+    /// Has the leader compare a sync with KV within a minute: it removes the names that no key makes.
+    ///
+    /// # Errors
+    /// There is no schema, or the role may not write to its tables.
+    pub async fn owe_audit(&self, sync: &str) -> Result<(), Error> {
+        let doing = format!("asking for a comparison of {sync}");
+        let sql = self.settings.sql(OWE_AUDIT);
+        let of: [&(dyn ToSql + Sync); 1] = [&sync];
+        let asked = self.link.client().execute(&sql, &of);
+        self.link.call(&doing, 2, Place::Own, asked).await.map(drop)
     }
 
     /// Lets any number of keys of a sync be deleted for a while; returns until when, RFC 3339. As a

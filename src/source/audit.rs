@@ -17,7 +17,8 @@ use super::key_bytes::{Raw, Via, undecodable};
 use super::link::{Link, Role};
 use super::readers::Readers;
 use super::session::Row;
-use super::{Settings, SyncSource, schema};
+use super::{Settings, SyncSource, installation, schema};
+use crate::change::owner::{Installation, Ownership};
 use crate::change::{DraftValue, Epoch, KV_VALUE_MAX_BYTES, Key};
 use crate::ledger::{ClaimRequest, Walked};
 
@@ -73,6 +74,7 @@ pub struct Auditor {
     link: Arc<Link>,
     readers: Readers,
     settings: Settings,
+    installation: Installation,
 }
 
 impl Auditor {
@@ -89,9 +91,15 @@ impl Auditor {
                 Role::Bulk,
                 &Arc::new(Claims::new(settings, Arc::clone(&link))),
             ),
+            installation: installation::load(settings, &link).await?,
             link,
             settings: settings.clone(),
         })
+    }
+
+    /// Which pairs are the own ones of the sync of this name.
+    pub fn ownership(&self, sync: &str) -> Ownership {
+        self.installation.of_sync(sync)
     }
 
     /// See [`Session::walk`](super::Session::walk).

@@ -1,7 +1,8 @@
 //! What the ledger knows about deletes of a sync: how many keys it has, and whether a person approved.
 //!
 //! Owns one query, asked at the start of a session and then with the gauges, and one note: that
-//! deletes are held, for people who ask the database and not the process that leads.
+//! deletes are held, for people who ask the database and not the process that leads, and for whoever
+//! leads next.
 
 use std::time::Duration;
 
@@ -29,7 +30,10 @@ pub(crate) const FACTS: &str = "\
       returning s.name, s.keys_estimate
     )
     select s.name, coalesce(g.keys_estimate, s.keys_estimate),
-      extract(epoch from s.deletes_approved_until - clock_timestamp())::float8
+      extract(epoch from s.deletes_approved_until - clock_timestamp())::float8,
+      s.deletes_held is not null,
+      extract(epoch from clock_timestamp())::float8 - (s.deletes_lately->>'at')::float8,
+      s.deletes_lately->>'pairs'
     from pg2kv.sync as s left join grown as g on g.name = s.name";
 
 /// `$2`, `$3`: syncs, and how many keys wait for approval; null where none do.
@@ -64,7 +68,32 @@ pub(crate) fn facts(rows: &[Row], sync_of: impl Fn(&str) -> Option<SyncId>) -> V
                 approved_for: row
                     .get::<_, Option<f64>>(2)
                     .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+                held: row.get(3),
+                lately: lately(row.get(4), row.get(5)),
             })
+        })
+        .collect()
+}
+
+/// What was deleted lately, as the ledger takes it: `[[seconds ago, pairs], ...]`.
+pub(crate) fn lately_json(lately: &[(Duration, u64)]) -> String {
+    let lately = lately.iter();
+    let lately: Vec<_> = lately
+        .map(|(age, pairs)| serde_json::json!([age.as_secs_f64(), pairs]))
+        .collect();
+    serde_json::Value::from(lately).to_string()
+}
+
+/// The same as it is read again so many seconds later.
+fn lately(later: Option<f64>, json: Option<&str>) -> Vec<(Duration, u64)> {
+    let Some(json) = json else { return Vec::new() };
+    let lately: Vec<(f64, u64)> = serde_json::from_str(json).unwrap_or_default();
+    lately
+        .into_iter()
+        .map(|(age, pairs)| {
+            // Negative if the server's clock was set back.
+            let age = age + later.unwrap_or_default().max(0.0);
+            (Duration::try_from_secs_f64(age).unwrap_or_default(), pairs)
         })
         .collect()
 }

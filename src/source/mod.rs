@@ -29,6 +29,7 @@ mod expand;
 pub mod explain;
 mod frontier;
 mod gauges;
+mod installation;
 mod key_bytes;
 pub mod lease;
 pub mod letters;

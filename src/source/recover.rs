@@ -12,7 +12,7 @@ use super::deletes::{self, FACTS};
 use super::error::{Error, Place};
 use super::link::Link;
 use super::session::{Identity, Recovered};
-use super::{Settings, SyncSource};
+use super::{Settings, SyncSource, installation};
 use crate::change::{ClaimId, Epoch, Key, SyncId};
 use crate::ledger::{AuditFacts, Backfill, BackfillPhase};
 
@@ -80,6 +80,7 @@ pub(crate) async fn load(
     // Before the rest: it may make a comparison owed.
     let adopted = configured::adopt(settings, link, syncs, epoch).await?;
 
+    let not_looked_at = installation::not_looked_at(settings, link, syncs).await?;
     let doing = "loading what the leader before left";
     let ids: HashMap<&str, SyncId> = syncs
         .iter()
@@ -151,6 +152,7 @@ pub(crate) async fn load(
         changed: adopted.changed,
         retired: adopted.retired,
         unsure: adopted.unsure,
+        not_looked_at,
         new_syncs: new.iter().filter_map(|row| sync_of(row.get(0))).collect(),
         deletes: deletes::facts(&facts, sync_of),
         audits: audits

@@ -1,12 +1,14 @@
-//! Names that are no longer made, in the ledger: from when their configuration is replaced until no
-//! pair of theirs is left in KV.
+//! Names that are no longer made, in the ledger: from when their configuration is replaced, or a scan
+//! finds pairs of a sync whose names no key of its types makes, until no pair of theirs is left in KV.
 
 use tokio_postgres::types::ToSql;
 
 use super::audit::Auditor;
 use super::error::{Error, Place};
+use super::link::Link;
+use super::{Settings, SyncSource};
 use crate::change::Epoch;
-use crate::ledger::RetiredId;
+use crate::ledger::{OldNames, RetiredId};
 
 /// Names that are no longer made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,21 @@ const WRITTEN: &str = "\
     select exists (select from fence),
       exists (select from seen where after_claim is not null and not claimed)";
 
+/// `$2`: a sync with pairs that its present template, but no key of its present types makes.
+const RETIRE: &str = "\
+    with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
+    retired as (
+      insert into pg2kv.retired as r (sync, namespace, template, key_values)
+      select s.name, s.configured->>'namespace_id', s.configured->>'key',
+        array(select jsonb_array_elements_text(s.configured->'key_values'))
+      from fence, pg2kv.sync as s
+      where s.name = $2::text and s.configured ? 'namespace_id'
+      -- It tells the id, and leaves alone how far the wait for the new names is.
+      on conflict (sync, namespace, template, key_values) do update set sync = excluded.sync
+      returning id
+    )
+    select exists (select from fence), (select id from retired)";
+
 const TOUCHED: &str = "\
     with fence as materialized (select from pg2kv.lease where epoch = $1 for share),
     noted as (
@@ -62,7 +79,35 @@ const FORGET: &str = "\
     gone as (delete from pg2kv.retired where id = $2 and exists (select from fence))
     select exists (select from fence)";
 
+/// Retires the names of a sync that none of its keys makes; returns what they are now, if the ledger
+/// knows the sync.
+pub(crate) async fn retire(
+    settings: &Settings,
+    link: &Link,
+    epoch: Epoch,
+    sync: &SyncSource,
+) -> Result<Option<OldNames>, Error> {
+    let doing = "retiring names that no key makes";
+    let sql = settings.sql(RETIRE);
+    let parameters: [&(dyn ToSql + Sync); 2] = [&epoch.0, &sync.name];
+    let row = link.client().query_one(&sql, &parameters);
+    let row = link.call(doing, 2, Place::Own, row).await?;
+    if !row.get::<_, bool>(0) {
+        return Err(Error::fenced(doing));
+    }
+    let id = row.get::<_, Option<i64>>(1).map(RetiredId);
+    Ok(id.map(|id| OldNames { id, sync: sync.id }))
+}
+
 impl Auditor {
+    /// Retires the names of a sync that none of its keys makes.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn retire(&self, epoch: Epoch, sync: &SyncSource) -> Result<Option<OldNames>, Error> {
+        retire(self.settings(), self.link(), epoch, sync).await
+    }
+
     /// The names of this number; `None` where they are forgotten.
     ///
     /// # Errors

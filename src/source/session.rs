@@ -7,7 +7,7 @@
 //! the session.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::claim::Claims;
@@ -20,7 +20,8 @@ use super::outbox::Outbox;
 use super::readers::Readers;
 use super::settle::Settler;
 use super::triggers::Examiner;
-use super::{Settings, SyncSource, recover, schema};
+use super::{Settings, SyncSource, installation, recover, retired, schema};
+use crate::change::owner::{Installation, Ownership};
 use crate::change::{ClaimId, Draft, Epoch, Key, OutboxId, SyncId};
 use crate::ledger::{
     AuditFacts, Backfill, BackfillStep, ClaimRequest, DeleteFacts, Examined, Expanded, FetchMode,
@@ -41,7 +42,8 @@ pub struct Session {
     expander: Expander,
     epoch: Epoch,
     syncs: HashMap<SyncId, SyncSource>,
-    schema: String,
+    settings: Settings,
+    installation: RwLock<Installation>,
 }
 
 /// What a claim and its read gave.
@@ -110,6 +112,8 @@ pub struct Recovered {
     pub retired: Vec<OldNames>,
     /// Deletes of such names by an earlier leader may still land.
     pub unsure: bool,
+    /// Syncs whose names were not yet seen to be free of pairs of another installation.
+    pub not_looked_at: Vec<SyncId>,
 }
 
 /// Which database this is: any change means that rows may have gone back in time.
@@ -216,6 +220,7 @@ impl Session {
                 }
             }
         }
+        let installation = installation::load(settings, &control).await?;
         let recovered = recover::load(settings, &control, syncs, epoch).await?;
         let syncs = syncs.iter().map(|sync| (sync.id, sync.clone())).collect();
         let session = Self {
@@ -230,7 +235,8 @@ impl Session {
             expander,
             epoch,
             syncs,
-            schema: settings.schema.clone(),
+            settings: settings.clone(),
+            installation: RwLock::new(installation),
         };
         Ok((session, doorbell, recovered))
     }
@@ -238,6 +244,49 @@ impl Session {
     /// Number of the leadership.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Which pairs are the sync's own.
+    ///
+    /// # Errors
+    /// `Relation` for a sync that is not of this session.
+    pub fn ownership(&self, sync: SyncId) -> Result<Ownership, Error> {
+        let name = &self.sync(sync)?.name;
+        let installation = self.installation.read();
+        Ok(installation
+            .unwrap_or_else(PoisonError::into_inner)
+            .of_sync(name))
+    }
+
+    /// Reads again which installation this is: somebody may have adopted another one.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Refused`.
+    pub async fn reload_installation(&self) -> Result<(), Error> {
+        let fresh = installation::load(&self.settings, &self.background).await?;
+        *self
+            .installation
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+
+    /// Notes that no pair of another installation has a name of this sync. Fenced.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn note_free(&self, sync: SyncId) -> Result<(), Error> {
+        let (link, sync) = (&self.background, self.sync(sync)?);
+        installation::note_free(&self.settings, link, self.epoch, sync).await
+    }
+
+    /// Retires the names of a sync that none of its keys makes. Fenced.
+    ///
+    /// # Errors
+    /// `Connection`, `Transient`, `Fenced`, `Refused`.
+    pub async fn retire(&self, sync: SyncId) -> Result<Option<OldNames>, Error> {
+        let (link, sync) = (&self.background, self.sync(sync)?);
+        retired::retire(&self.settings, link, self.epoch, sync).await
     }
 
     /// Fetches up to `limit` new changes, and as many late ones.
@@ -404,7 +453,7 @@ impl Session {
     pub async fn examine(&self) -> Result<Vec<Examined>, Error> {
         let link = &self.background;
         // First: of a schema that it does not know this program could only misjudge the triggers.
-        schema::require(&self.schema, link).await?;
+        schema::require(&self.settings.schema, link).await?;
         self.examiner.examine(link, self.epoch, &self.syncs).await
     }
 

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Statement;
 
+use super::deletes;
 use super::error::{Error, Place};
 use super::link::Link;
 use super::triggers::{JUDGED, key_json, related_json};
@@ -32,6 +33,12 @@ const SETTLE: &str = "\
         as u(sync, key, kv_key, reason, detail)
       on conflict (sync, (md5(key::text))) do update set kv_key = excluded.kv_key,
         reason = excluded.reason, detail = excluded.detail, at = clock_timestamp()
+    ),
+    deleted as (
+      update pg2kv.sync as s set deletes_lately = jsonb_build_object(
+        'at', extract(epoch from clock_timestamp()), 'pairs', u.pairs::jsonb)
+      from unnest($10::text[], $11::text[]) as u(sync, pairs)
+      where s.name = u.sync and exists (select from fence)
     )
     select exists (select from fence)";
 
@@ -122,6 +129,11 @@ impl Settler {
             .filter(|(sync, key)| !told.contains(&(*sync, key)))
             .filter_map(|(sync, key)| Some((name(sync)?, key.as_str())))
             .unzip();
+        let (deleted_syncs, deleted): (Vec<&str>, Vec<String>) = request
+            .deleted
+            .iter()
+            .filter_map(|(sync, lately)| Some((name(sync)?, deletes::lately_json(lately))))
+            .unzip();
         let [dead_syncs, dead_keys, reasons, details] = dead;
         let row = link
             .call(
@@ -140,6 +152,8 @@ impl Settler {
                         &kv_names,
                         &reasons,
                         &details,
+                        &deleted_syncs,
+                        &deleted,
                     ],
                 ),
             )

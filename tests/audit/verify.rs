@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use pg2kv::audit::{self, Pace, Target};
+use pg2kv::change::owner::{Installation, InstallationId, Mark};
 use pg2kv::change::{
     Answer, Batch, ContentHash, Document, Expiry, KvName, Outcome, Value, fingerprint,
 };
@@ -40,9 +41,10 @@ impl Place {
             None => Batch::Delete(vec![name]),
             Some(value) => {
                 let value = Value::Text(Bytes::from(value));
+                let owner = self.installation().await.of_sync("item").owner;
                 let hash: ContentHash = content_hash(&value, Expiry::Never, "");
                 let metadata = if ours {
-                    format!("{{\"pg2kv\":\"{hash}\"}}")
+                    format!("{{\"pg2kv\":\"{}\"}}", Mark::new(hash, owner))
                 } else {
                     "{}".to_owned()
                 };
@@ -58,6 +60,15 @@ impl Place {
         let kv = KvClient::new(settings).unwrap();
         let answer = kv.send(&NamespaceId::new(ID).unwrap(), &mut batch).await;
         assert_eq!(answer.outcome, Outcome::Written);
+    }
+
+    pub(crate) async fn installation(&self) -> Installation {
+        let id = "select installation from pg2kv.meta";
+        let id: String = self.client.query_one(id, &[]).await.unwrap().get(0);
+        Installation {
+            id: InstallationId::parse(&id).unwrap(),
+            adopted: [].into(),
+        }
     }
 
     fn snapshot(&self) -> BTreeMap<String, Pair> {
@@ -109,7 +120,7 @@ async fn drift_of_each_kind_is_found_and_mended() {
     place.tamper("item:4", Some("theirs"), false).await;
     place.tamper("item:99", Some("orphan"), true).await;
     for foreign in ["item:007", "item:0060", "item:x", "item:"] {
-        place.tamper(foreign, Some("foreign"), true).await;
+        place.tamper(foreign, Some("foreign"), false).await;
     }
     place.tamper("other:1", Some("elsewhere"), true).await;
     let tampered = place.snapshot();

@@ -152,3 +152,43 @@ async fn deleted_rows_that_are_put_back_need_no_approval() {
     daemon.logged("deletes are no longer on hold").await;
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_restart_neither_lets_held_deletes_go_nor_allows_as_many_again() {
+    let world = World::start(Plan {
+        settings: &[("brake.count", "100"), ("brake.share", "0")],
+        ..PLAN
+    })
+    .await;
+    world
+        .sql("insert into public.note select n, 'text' from generate_series(1, 3000) n")
+        .await;
+    let daemon = world.daemon();
+    daemon.leads().await;
+    world.converges().await;
+
+    // 80 of the 100 that may go.
+    world.sql("delete from public.note where id <= 80").await;
+    world.converges().await;
+    assert_eq!(world.kv.snapshot(NAMESPACE).len(), 2_920);
+    let mut daemon = daemon;
+    for round in 1..=3 {
+        daemon.kill().await;
+        daemon = world.daemon();
+        daemon.leads().await;
+        let (from, to) = (round * 100, round * 100 + 30);
+        world
+            .sql(&format!(
+                "delete from public.note where id > {from} and id <= {to}"
+            ))
+            .await;
+        daemon.logged("deletes on hold").await;
+        wait::until("every claimed key to be held", async || {
+            let held = "select coalesce(max(deletes_held), 0) from pg2kv.sync";
+            (world.number(held).await == 30 * round).then_some(())
+        })
+        .await;
+        assert_eq!(world.kv.snapshot(NAMESPACE).len(), 2_920, "round {round}");
+    }
+    daemon.stop().await;
+}

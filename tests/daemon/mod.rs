@@ -10,6 +10,7 @@ mod debounce;
 mod doctor;
 mod errors;
 mod follow;
+mod installations;
 mod isolation;
 mod kill;
 mod large;

@@ -1,12 +1,14 @@
 //! Somebody else who writes to KV, and the audit that finds it.
 
-use pg2kv::change::Outcome;
-use pg2kv::relay::{AuditFound, Event, SweepFailure};
+use pg2kv::change::owner::InstallationId;
+use pg2kv::change::{Answer, Outcome};
+use pg2kv::relay::{AuditFound, Event, Inspected, SweepFailure};
 
 use super::checks;
 use super::database::{Address, sync_id};
 use super::kv::micros;
 use super::mutants::Mutant;
+use super::statements::LIST_PAGE;
 use super::world::{What, World, failure};
 
 impl World {
@@ -26,6 +28,33 @@ impl World {
             self.kv.tamper(place, content);
             self.tell(|| format!("somebody else: KV {place:?} = {content:?}"));
         }
+    }
+
+    /// A page of names is looked at: whether pairs of another installation have names of the sync.
+    pub(super) fn inspect(
+        &mut self,
+        from: Address,
+        sync: usize,
+        cursor: Option<usize>,
+        refusal: Option<Answer>,
+    ) {
+        let next = self.kv.list(sync, cursor, LIST_PAGE).1;
+        let taken = self.now < self.plan.taken_until && !self.is(Mutant::TakenIsFree);
+        let result = match (refusal, next) {
+            (Some(answer), _) => Err(SweepFailure::Kv(answer)),
+            (None, _) if taken => Ok(Inspected::Taken(
+                InstallationId::parse("ffffffffffff").expect("a number of an installation"),
+            )),
+            (None, Some(cursor)) => Ok(Inspected::Next(cursor.to_string())),
+            (None, None) => match self.database.note_free(from, sync) {
+                Ok(()) => Ok(Inspected::Free),
+                Err(kind) => Err(SweepFailure::Ledger(failure(kind))),
+            },
+        };
+        let at = self.now + self.delay() * 8;
+        let sync = sync_id(sync);
+        let event = Box::new(Event::Inspected { sync, result });
+        self.at(at, What::Deliver { to: from, event });
     }
 
     /// The whole comparison at one moment: what differs and does not wait is asked for again.

@@ -6,9 +6,9 @@ use pg2kv::change::Mono;
 use pg2kv::ledger::FailureKind;
 use pg2kv::relay::{Effect, Event, Phase};
 
-use super::checks::Checked;
+use super::checks::{Checked, Deletes};
 use super::database::related::GROUPS;
-use super::database::{Place, Row};
+use super::database::{Address, Place, Row};
 use super::kv::{Gone, micros};
 use super::plan::REQUEST_TIMEOUT;
 use super::world::{What, World, failure};
@@ -324,6 +324,8 @@ impl World {
                     self.tell(|| format!("failover back to {:?}", at.since_origin()));
                     self.break_sessions();
                     self.database.promote(standby);
+                    // What it knows of deletes is as old as the rest.
+                    self.deletes = Deletes::default();
                     let at = self.now + seconds(&mut self.rng, 4);
                     self.at(at, What::Fault(Fault::DatabaseUp));
                 }
@@ -382,7 +384,11 @@ impl World {
             .database
             .backfill(sync)
             .is_some_and(|backfill| backfill.started >= since);
-        let leads = |to| self.is_current(to) && self.leads(to);
+        // Nor does one wait for a leader that stands still.
+        let leads = |to: Address| {
+            let paused = self.processes[to.process].paused_until.is_some();
+            self.is_current(to) && self.leads(to) && !paused
+        };
         let pending = noticed.is_some_and(leads) && !begun;
         if pending && patience > 0 && !self.healed {
             let at = self.now + Duration::from_secs(1);

@@ -20,36 +20,31 @@ pub(super) struct Term {
     requests: BTreeMap<RequestId, Vec<Place>>,
     answered: BTreeMap<Place, Mono>,
     silent_until: Mono,
-    /// When a row was last found gone, unless somebody had approved of deletes then.
-    found_gone: BTreeMap<Place, Mono>,
-    /// Of those that were deleted: when that was first decided.
-    deleted: BTreeMap<Place, Mono>,
-    approved_until: Mono,
     /// Keys of claims that were found at the election.
     pub(super) recovered: usize,
 }
 
 pub(super) type Checked = Result<(), String>;
 
-impl Term {
-    pub(super) fn prepare(&mut self, batch: BatchId, request: &ClaimRequest) -> Checked {
-        let sync = usize::from(request.sync.0);
-        let places: Vec<Place> = request.keys.iter().map(|key| (sync, number(key))).collect();
-        self.occupy(&places)?;
-        self.batches.insert(batch, places);
-        Ok(())
-    }
+/// What is deleted, whoever leads.
+#[derive(Debug, Default)]
+pub(super) struct Deletes {
+    /// When a row was last found gone, unless somebody had approved of deletes then.
+    found_gone: BTreeMap<Place, Mono>,
+    /// Of those that were deleted: when that was first decided.
+    deleted: BTreeMap<Place, Mono>,
+    approved_until: Mono,
+}
 
-    pub(super) fn prepared(&mut self, now: Mono, batch: BatchId, read: &[Rendered]) {
-        let places = self.batches.remove(&batch).unwrap_or_default();
-        for place in &places {
-            self.busy.remove(place);
-        }
+impl Deletes {
+    fn found(&mut self, now: Mono, places: Vec<Place>, read: &[Rendered]) {
         for (place, rendered) in places.into_iter().zip(read) {
             if matches!(rendered, Rendered::Delete(_)) && now >= self.approved_until {
                 self.found_gone.insert(place, now);
             } else {
+                // There again: whoever leads next does not find its delete.
                 self.found_gone.remove(&place);
+                self.deleted.remove(&place);
             }
         }
     }
@@ -63,14 +58,13 @@ impl Term {
     /// window may be forgotten at once.
     pub(super) fn deletes(
         &mut self,
-        request: RequestId,
+        places: &[Place],
         keys: usize,
         brake: brake::Settings,
     ) -> Checked {
         if brake.count == 0 {
             return Ok(());
         }
-        let places = self.requests.get(&request).into_iter().flatten();
         for place in places {
             if let Some(at) = self.found_gone.get(place) {
                 self.deleted.entry(*place).or_insert(*at);
@@ -91,6 +85,34 @@ impl Term {
             }
         }
         Ok(())
+    }
+}
+
+impl Term {
+    pub(super) fn prepare(&mut self, batch: BatchId, request: &ClaimRequest) -> Checked {
+        let sync = usize::from(request.sync.0);
+        let places: Vec<Place> = request.keys.iter().map(|key| (sync, number(key))).collect();
+        self.occupy(&places)?;
+        self.batches.insert(batch, places);
+        Ok(())
+    }
+
+    pub(super) fn prepared(
+        &mut self,
+        now: Mono,
+        batch: BatchId,
+        read: &[Rendered],
+        deletes: &mut Deletes,
+    ) {
+        let places = self.batches.remove(&batch).unwrap_or_default();
+        for place in &places {
+            self.busy.remove(place);
+        }
+        deletes.found(now, places, read);
+    }
+
+    pub(super) fn of(&self, request: RequestId) -> &[Place] {
+        self.requests.get(&request).map_or(&[], Vec::as_slice)
     }
 
     /// Keys of requests that were sent and are not answered.
@@ -178,6 +200,15 @@ impl Spent {
         }
         Ok(())
     }
+}
+
+/// The invariant: nothing is deleted that another installation wrote.
+pub(super) fn others_are_left_alone(kv: &Kv) -> Checked {
+    kv.robbed().map_or(Ok(()), |place| {
+        Err(format!(
+            "the pair {place:?} of another installation was deleted"
+        ))
+    })
 }
 
 /// The invariant: whatever KV may have wrong is named in the ledger.

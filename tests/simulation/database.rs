@@ -5,6 +5,7 @@
 //! Knows nothing of the relay's reasons, latencies or faults: `world` calls it at the moment at which
 //! a statement takes effect.
 
+mod deletes;
 pub(super) mod related;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,6 +94,7 @@ pub(super) struct Durable {
     claimed: Vec<Vec<u32>>,
     /// When each dead letter was written last.
     dead: BTreeMap<Place, Mono>,
+    deletes: deletes::Noted,
     backfills: Vec<Option<BackfillRow>>,
     backfilled: Vec<bool>,
     epoch: i64,
@@ -160,6 +162,7 @@ impl Database {
                 claims: BTreeMap::new(),
                 claimed: zeros,
                 dead: BTreeMap::new(),
+                deletes: deletes::Noted::new(syncs),
                 backfills: vec![None; syncs],
                 backfilled: vec![false; syncs],
                 epoch: 0,
@@ -177,8 +180,6 @@ impl Database {
             up: true,
         }
     }
-
-    // What the checks look at.
 
     pub(super) fn row(&self, (sync, key): Place) -> Option<Row> {
         self.durable.rows[sync][key]
@@ -559,6 +560,7 @@ impl Database {
         for (sync, key) in &request.cleared {
             durable.dead.remove(&(usize::from(sync.0), number(key)));
         }
+        durable.deletes.note(now, request);
         Ok(())
     }
 

@@ -16,6 +16,8 @@ use super::plan::{Faults, LATE_WRITE_WINDOW, REQUEST_TIMEOUT, RETRY_AFTER_MAX};
 
 /// Contents from here on are refused.
 const REFUSED: u32 = 1 << 31;
+/// Pairs of another installation for each sync.
+pub(super) const STRANGE: usize = 2;
 
 /// A request on its way.
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub(super) struct Kv {
     pub(super) running: BTreeSet<(Address, Place)>,
     /// Pairs that somebody else wrote or deleted, of which the ledger cannot know.
     pub(super) tampered: BTreeSet<Place>,
+    /// Pairs that another installation wrote, under names that keys of ours would make.
+    strange: BTreeSet<Place>,
     /// Share of requests that go wrong.
     pub(super) trouble: f64,
 }
@@ -62,9 +66,15 @@ pub(super) struct Gone {
 }
 
 impl Kv {
+    /// Behind the keys of each sync stand pairs of another installation.
     pub(super) fn new(syncs: usize, keys: usize, trouble: f64) -> Self {
+        let mut content = vec![Some(0); keys + STRANGE];
+        content[..keys].fill(None);
+        let strange =
+            (0..syncs).flat_map(|sync| (keys..keys + STRANGE).map(move |key| (sync, key)));
         Self {
-            content: vec![vec![None; keys]; syncs],
+            content: vec![content; syncs],
+            strange: strange.collect(),
             gone: vec![None; syncs],
             token: 0,
             quota_until: None,
@@ -84,6 +94,16 @@ impl Kv {
         self.tampered.remove(&(sync, key));
     }
 
+    pub(super) fn is_strange(&self, place: Place) -> bool {
+        self.strange.contains(&place)
+    }
+
+    /// A pair of another installation that is gone, though nobody but us deletes any.
+    pub(super) fn robbed(&self) -> Option<Place> {
+        let mut strange = self.strange.iter();
+        strange.find(|place| self.get(**place).is_none()).copied()
+    }
+
     /// Somebody else writes.
     pub(super) fn tamper(&mut self, place: Place, content: Option<u32>) {
         self.set(place, content);
@@ -92,6 +112,7 @@ impl Kv {
 
     pub(super) fn lose(&mut self, sync: usize) {
         self.content[sync].fill(None);
+        self.strange.retain(|place| place.0 != sync);
         self.tampered.retain(|place| place.0 != sync);
     }
 

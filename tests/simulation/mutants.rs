@@ -62,16 +62,27 @@ pub(super) enum Mutant {
     OutdatedNotReadAgain,
     /// The marker of a related row is deleted before all of its keys are recorded.
     MarkerEndsEarly,
+    /// A pair of another installation counts as one of ours.
+    MarksIgnored,
+    /// Pairs of another installation under the names of a sync do not stop it.
+    TakenIsFree,
+    /// What the leader before had deleted counts no more.
+    DeletesForgotten,
 }
 
 impl Mutant {
+    /// Whether it shows only if deletes are held.
+    pub(super) fn is_of_brakes(self) -> bool {
+        matches!(self, Self::BrakeIgnored | Self::DeletesForgotten)
+    }
+
     /// Whether it shows only where somebody else writes to KV.
     pub(super) fn is_of_audits(self) -> bool {
         matches!(self, Self::AgainIsKey | Self::AuditOnlyLooks)
     }
 }
 
-pub(super) const ALL: [Mutant; 29] = [
+pub(super) const ALL: [Mutant; 32] = [
     Mutant::ClaimsNotPersisted,
     Mutant::AmbiguousIsWritten,
     Mutant::ThrottledIsWritten,
@@ -101,4 +112,7 @@ pub(super) const ALL: [Mutant; 29] = [
     Mutant::BrakeIgnored,
     Mutant::OutdatedNotReadAgain,
     Mutant::MarkerEndsEarly,
+    Mutant::MarksIgnored,
+    Mutant::TakenIsFree,
+    Mutant::DeletesForgotten,
 ];

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pg2kv::change::Mono;
 use pg2kv::queue;
 use pg2kv::queue::{backoff, budget};
 use pg2kv::relay::{Settings, audits, brake};
@@ -62,6 +63,8 @@ pub(super) struct Plan {
     pub(super) hot: u32,
     /// While there are faults nobody approves of deletes, and what is deleted is counted.
     pub(super) nobody_approves: bool,
+    /// Until then another installation has pairs under the names of all syncs.
+    pub(super) taken_until: Mono,
     /// How long faults and writers go on.
     pub(super) chaos: Duration,
     pub(super) faults: Faults,
@@ -79,7 +82,7 @@ impl Plan {
         };
         // Of its own, so that what else a seed does stays the same.
         let mut brakes = fastrand::Rng::with_seed(rng.clone().u64(..));
-        let braked = !calm && (brakes.u32(..4) == 0 || aim == Some(Mutant::BrakeIgnored));
+        let braked = !calm && (brakes.u32(..4) == 0 || aim.is_some_and(Mutant::is_of_brakes));
         let millis = |ms: u64| Duration::from_millis(ms);
         let pick = |rng: &mut fastrand::Rng, of: &[u64]| of[rng.usize(..of.len())];
         let mut others = fastrand::Rng::with_seed(!rng.clone().u64(..));
@@ -87,6 +90,9 @@ impl Plan {
         let tampers =
             !calm && !scarce && (aim.is_some_and(Mutant::is_of_audits) || others.u32(..4) == 0);
         let related = aim == Some(Mutant::MarkerEndsEarly) || others.u32(..3) == 0;
+        let taken = aim == Some(Mutant::TakenIsFree) || (!calm && others.u32(..8) == 0);
+        let taken = millis(if taken { others.u64(1..12_000) } else { 0 });
+        let taken_until = start() + taken;
         let syncs = rng.usize(1..=2);
         let keys = if calm {
             rng.usize(2..=8)
@@ -160,7 +166,8 @@ impl Plan {
             } else {
                 rng.u32(2..=10)
             },
-            nobody_approves: aim == Some(Mutant::BrakeIgnored),
+            nobody_approves: aim.is_some_and(Mutant::is_of_brakes),
+            taken_until,
             chaos: Duration::from_secs(if scarce {
                 400
             } else if calm {
@@ -230,6 +237,11 @@ impl Plan {
     }
 }
 
+/// When a run begins.
+pub(super) fn start() -> Mono {
+    Mono::from_origin(Duration::from_secs(1_000))
+}
+
 /// Least time between two writes of a key.
 pub(super) const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// Requests in five minutes of a seed with a small budget.
@@ -286,6 +298,10 @@ impl Faults {
             Some(Mutant::GivesUpEarly) => faults.slow_kv = true,
             Some(Mutant::FetchMissesLateCommits) => faults.late_commits = true,
             Some(Mutant::MarkerWithoutBackfill | Mutant::BrakeIgnored) => faults.truncates = true,
+            Some(Mutant::DeletesForgotten) => {
+                faults.truncates = true;
+                faults.crashes = true;
+            }
             Some(Mutant::OutdatedNotReadAgain) => {
                 faults.truncates = true;
                 faults.slow_kv = true;

@@ -198,19 +198,8 @@ impl World {
             } => {
                 return self.send(from, request, usize::from(sync.0), batch, trusted_until);
             }
-            Effect::Sweep { sync, cursor } => {
-                let at = self.now + self.delay();
-                let cursor = cursor.map(|cursor| cursor.parse().expect("a cursor of the model"));
-                self.at(
-                    at,
-                    What::List {
-                        from,
-                        sync: usize::from(sync.0),
-                        cursor,
-                    },
-                );
-                return Ok(());
-            }
+            Effect::Sweep { sync, cursor } => return self.ask_for_page(from, sync, cursor, false),
+            Effect::Inspect { sync, cursor } => return self.ask_for_page(from, sync, cursor, true),
             Effect::Audit { sync, .. } => {
                 self.processes[from.process].audited = Some((from, usize::from(sync.0)));
                 self.deliver(from, Event::PageWanted { sync, failed: None });
@@ -259,6 +248,24 @@ impl World {
                 job: Box::new(job),
             },
         );
+        Ok(())
+    }
+
+    fn ask_for_page(
+        &mut self,
+        from: Address,
+        sync: SyncId,
+        cursor: Option<String>,
+        inspects: bool,
+    ) -> Checked {
+        let at = self.now + self.delay();
+        let list = What::List {
+            from,
+            sync: usize::from(sync.0),
+            cursor: cursor.map(|cursor| cursor.parse().expect("a cursor of the model")),
+            inspects,
+        };
+        self.at(at, list);
         Ok(())
     }
 
@@ -578,6 +585,7 @@ impl World {
                     dead,
                     new_syncs,
                     deletes: self.delete_facts(),
+                    not_looked_at: self.database.not_looked_at(),
                     audits: (0..self.syncs())
                         .map(|sync| AuditFacts {
                             sync: sync_id(sync),
@@ -607,6 +615,8 @@ impl World {
                 sync: sync_id(sync),
                 keys: Some(self.plan.keys as u64),
                 approved_for: approved.then_some(APPROVAL),
+                held: false,
+                lately: self.database.deleted_lately(self.now, sync),
             })
             .collect()
     }
@@ -673,8 +683,14 @@ impl World {
         self.deliver(from, Event::Prepared { batch, claim, read });
     }
 
-    /// A page of names is listed and its names are turned back into keys.
-    pub(super) fn list(&mut self, from: Address, sync: usize, cursor: Option<usize>) {
+    /// A page of names is listed, and its names are turned back into keys or only looked at.
+    pub(super) fn list(
+        &mut self,
+        from: Address,
+        sync: usize,
+        cursor: Option<usize>,
+        inspects: bool,
+    ) {
         let token = self.processes[from.process].token;
         let mut refusal = self.kv.refusal(sync, token);
         if self.plan.faults.throttled && !self.healed && self.rng.u32(..10) == 0 {
@@ -687,10 +703,19 @@ impl World {
                 pg2kv::change::AmbiguousReason::ServerError,
             ));
         }
+        if inspects {
+            let refusal = refusal.map(|outcome| self.answer(from, sync, outcome));
+            return self.inspect(from, sync, cursor, refusal);
+        }
         let result = match refusal {
             Some(outcome) => Err(SweepFailure::Kv(self.answer(from, sync, outcome))),
             None => {
-                let (page, next) = self.kv.list(sync, cursor, LIST_PAGE);
+                let (mut page, next) = self.kv.list(sync, cursor, LIST_PAGE);
+                let listed = page.len();
+                if !self.is(Mutant::MarksIgnored) {
+                    page.retain(|(key, _)| !self.kv.is_strange((sync, *key)));
+                }
+                let foreign = (listed - page.len()) as u64;
                 Ok(pg2kv::relay::Swept {
                     keys: page
                         .into_iter()
@@ -699,7 +724,8 @@ impl World {
                             (self.database.key((sync, key)), hash)
                         })
                         .collect(),
-                    foreign: 0,
+                    foreign,
+                    unmade: None,
                     next: next.map(|key| key.to_string()),
                 })
             }

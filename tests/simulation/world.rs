@@ -10,11 +10,11 @@ use pg2kv::ledger::{Failure, FailureKind};
 use pg2kv::relay::{Campaigned, Effect, Event, Phase, Recovered, Relay, SweepFailure};
 
 use super::chaos::{Fault, Trap};
-use super::checks::{self, Checked, Latency, Spent, Term};
+use super::checks::{self, Checked, Deletes, Latency, Spent, Term};
 use super::database::{Address, Database, Durable, Place};
-use super::kv::{Kv, micros, pairs};
+use super::kv::{Kv, STRANGE, micros, pairs};
 use super::mutants::Mutant;
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::statements::{APPROVAL, Job, LIST_PAGE};
 
 /// More events than this in one run are a busy loop.
@@ -65,6 +65,7 @@ pub(super) enum What {
         from: Address,
         sync: usize,
         cursor: Option<usize>,
+        inspects: bool,
     },
     /// An audit compares a sync with KV.
     Compare {
@@ -118,6 +119,7 @@ pub(super) struct World {
     pub(super) file_token: u32,
     pub(super) healed: bool,
     pub(super) latency: Latency,
+    pub(super) deletes: Deletes,
     /// What was on its way when a backfill began, for the variant that forgets it.
     pub(super) outdated: BTreeSet<Place>,
     trace: DefaultHasher,
@@ -145,7 +147,7 @@ impl World {
         let processes = (0..plan.processes).map(|_| Process::new()).collect();
         Self {
             mutant,
-            now: Mono::from_origin(Duration::from_secs(1_000)),
+            now: plan::start(),
             rng,
             heap: BinaryHeap::new(),
             events: BTreeMap::new(),
@@ -153,7 +155,7 @@ impl World {
             serial_shot: 0,
             transactions: 0,
             handled: 0,
-            database: Database::new(syncs, plan.keys, mutant),
+            database: Database::new(syncs, plan.keys + STRANGE, mutant),
             kv: Kv::new(syncs, plan.keys, trouble),
             processes,
             standby: None,
@@ -161,6 +163,7 @@ impl World {
             file_token: 0,
             healed: false,
             latency: Latency::default(),
+            deletes: Deletes::default(),
             outdated: BTreeSet::new(),
             trace: DefaultHasher::new(),
             verbose: false,
@@ -226,6 +229,7 @@ impl World {
             );
             self.happen(what)?;
             if touches {
+                checks::others_are_left_alone(&self.kv)?;
                 checks::ledger_covers(&self.database, &self.kv, self.syncs(), self.plan.keys)?;
                 if self.plan.calm {
                     self.latency.check(self.now, self.plan.calm_latency())?;
@@ -292,7 +296,12 @@ impl World {
             }
             What::Apply { shot, which } => self.apply(shot, &which),
             What::Reply { shot } => self.reply(shot),
-            What::List { from, sync, cursor } => self.list(from, sync, cursor),
+            What::List {
+                from,
+                sync,
+                cursor,
+                inspects,
+            } => self.list(from, sync, cursor, inspects),
             What::Compare { from, sync } => self.compare(from, sync),
             What::Tamper => self.tamper(),
             What::Start(process) => return self.start(process),
@@ -408,14 +417,18 @@ impl World {
             Effect::Prepare { batch, request } => state.checks.prepare(*batch, request)?,
             Effect::Write { request, batch, .. } => {
                 let places = pairs(batch).into_iter().map(|(place, _)| place).collect();
+                if now < self.plan.taken_until {
+                    return Err("names of another installation are written".to_owned());
+                }
                 state.checks.write(now, *request, places)?;
                 if self.plan.nobody_approves && matches!(batch, Batch::Delete(_)) {
                     let (keys, brake) = (self.plan.keys, self.plan.settings.brake);
-                    state.checks.deletes(*request, keys, brake)?;
+                    let places = state.checks.of(*request);
+                    self.deletes.deletes(places, keys, brake)?;
                 }
                 state.spent.one(now, limit)?;
             }
-            Effect::Sweep { .. } | Effect::AllowPage { .. } => {
+            Effect::Sweep { .. } | Effect::AllowPage { .. } | Effect::Inspect { .. } => {
                 state.checks.may_ask(now)?;
                 state.spent.one(now, limit)?;
             }
@@ -439,14 +452,15 @@ impl World {
         let checks = &mut self.processes[process].checks;
         match event {
             Event::Prepared { batch, read, .. } => {
-                checks.prepared(now, *batch, read.as_deref().unwrap_or_default());
+                let read = read.as_deref().unwrap_or_default();
+                checks.prepared(now, *batch, read, &mut self.deletes);
             }
             Event::DeletesAsked { facts, .. }
             | Event::Campaigned(Campaigned::Elected {
                 recovered: Recovered { deletes: facts, .. },
                 ..
             }) if facts.iter().any(|fact| fact.approved_for.is_some()) => {
-                checks.approved(now + APPROVAL);
+                self.deletes.approved(now + APPROVAL);
             }
             Event::Answered {
                 request, answer, ..
@@ -456,6 +470,10 @@ impl World {
                 ..
             }
             | Event::Swept {
+                result: Err(SweepFailure::Kv(answer)),
+                ..
+            }
+            | Event::Inspected {
                 result: Err(SweepFailure::Kv(answer)),
                 ..
             }

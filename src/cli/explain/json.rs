@@ -82,7 +82,8 @@ fn found(frame: &Frame<'_>, found: &Found) -> Value {
     let mut shown = json!({
         "bytes": found.value.len(),
         "hash": found.hash.map(|hash| hash.to_string()),
-        "written_by_pg2kv": found.hash.is_some(),
+        "written_by_pg2kv": found.mark.is_some(),
+        "installation": found.mark.map(|mark| mark.installation().to_string()),
     });
     if frame.args.show_values {
         shown["value"] = value(&found.value);

@@ -95,8 +95,15 @@ async fn strays(
     let retired = auditor.all_retired().await?;
     let namespaces: BTreeSet<_> = syncs.iter().map(|sync| &sync.namespace).collect();
     let mut strays = Vec::new();
+    // Any sync will do: only what the installation wrote is told from what others wrote.
+    let Some(ownership) = syncs
+        .first()
+        .map(|sync| auditor.ownership(&sync.source.name))
+    else {
+        return Ok(strays);
+    };
     for namespace in namespaces {
-        let Some(found) = explain::find(kv, namespace, name)
+        let Some(found) = explain::find(kv, namespace, &ownership, name)
             .await
             .map_err(Failure::from)?
         else {
@@ -104,7 +111,8 @@ async fn strays(
         };
         let made_by = retired.iter().find(|retired| {
             let template = Template::parse(&retired.template, &retired.key_values);
-            retired.namespace == namespace.as_str()
+            auditor.ownership(&retired.sync).wrote(found.mark)
+                && retired.namespace == namespace.as_str()
                 && template.is_ok_and(|template| template.reverse(name).is_some())
         });
         strays.push(Stray {

@@ -103,9 +103,13 @@ fn wanted(wanted: &Wanted) -> String {
 /// A pair in KV.
 pub(super) fn found(found: &Found) -> String {
     let size = bytes(found.value.len());
-    match found.hash {
-        Some(hash) => format!("{size}, hash {}", short(hash)),
-        None => format!("{size}, not written by pg2kv"),
+    match (found.hash.filter(|_| found.own), found.other, found.mark) {
+        (Some(hash), ..) => format!("{size}, hash {}", short(hash)),
+        (None, Some(other), _) => format!("{size}, written by installation {other} of pg2kv"),
+        (None, None, Some(_)) => {
+            format!("{size}, written by another sync of this installation")
+        }
+        (None, None, None) => format!("{size}, not written by pg2kv"),
     }
 }
 
@@ -333,7 +337,13 @@ pub(super) fn nobodys(strays: &[Stray]) -> (String, String) {
             ),
         );
     }
-    let ours = strays.iter().any(|stray| stray.found.hash.is_some());
+    if let Some(other) = strays.iter().find_map(|stray| stray.found.other) {
+        return (
+            format!("no sync makes this key; installation {other} of pg2kv wrote it"),
+            "ask whoever runs that installation; this one leaves the pair alone".to_owned(),
+        );
+    }
+    let ours = strays.iter().any(|stray| stray.found.mark.is_some());
     if ours {
         (
             "no sync makes this key; pg2kv wrote it for a sync that was removed, or had another \

@@ -57,7 +57,8 @@ impl Term {
     fn audit_at(&self, sync: SyncId, now: Mono) -> Option<Mono> {
         let index = usize::from(sync.0);
         let due = self.audits.due_at(sync)?;
-        if !self.walks[index].is_idle() || self.new_syncs.contains(&sync) {
+        let uninspected = self.syncs[index].inspection.is_some();
+        if uninspected || !self.walks[index].is_idle() || self.new_syncs.contains(&sync) {
             return None;
         }
         let gate = match self.syncs[index].gate.pass(now) {
@@ -122,6 +123,9 @@ impl Term {
             Ok(found) => {
                 if let Some(began) = began {
                     self.listed(shared, sync, began);
+                }
+                if let Some(old) = found.unmade {
+                    self.cleanings.add(now, old);
                 }
                 if !found.undecided {
                     self.audits.done(now, sync, found);

@@ -28,8 +28,8 @@ impl Term {
                 }
                 continue;
             }
-            if names > 0 {
-                brake.spend(now, names);
+            if names > 0 && brake.spend(now, names) {
+                self.settle.note_deletes();
             }
             let step = self.cleanings.step(now, old);
             self.audits.begin_cleaning(old.sync);
@@ -49,6 +49,7 @@ impl Term {
                 !self.audits.is_owed(old.sync)
                     && self.walks[usize::from(old.sync.0)].is_idle()
                     && !self.new_syncs.contains(&old.sync)
+                    && self.syncs[usize::from(old.sync.0)].inspection.is_none()
             })
             .min()?;
         let free = self.sending_from(now)?.max(self.walks_from(now)?);

@@ -85,20 +85,23 @@ impl Term {
         if backfill.phase == BackfillPhase::Keys && backfill.cursor.is_none() {
             let sync = backfill.sync;
             let brake = &mut self.syncs[usize::from(sync.0)].brake;
+            let was_closed = brake.is_closed();
             brake.foresee(now, backfill.done);
-            if brake.is_closed() {
+            if brake.is_closed() && !was_closed {
                 out.notices.push(Notice::DeletesHeld { sync });
             }
         }
     }
 
-    /// A brake opens by itself once nothing is left to be deleted: the rows are there again.
+    /// A brake opens by itself once nothing is left to be deleted: the rows are there again. What an
+    /// earlier leader had claimed is looked at first.
     pub(super) fn drive_brakes(&mut self, shared: &mut Shared<'_>) {
         for (index, state) in self.syncs.iter_mut().enumerate() {
             let sync = sync_id(index);
             if state.brake.is_closed()
                 && state.brake.ahead() == 0
                 && state.busy == 0
+                && !self.found.values().any(|of| *of == sync)
                 && self.queue.held(sync) == 0
             {
                 state.brake.open();

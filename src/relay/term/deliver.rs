@@ -280,7 +280,7 @@ impl Term {
             Batch::Delete(names) => names.iter().map(|_| Content::Absent).collect(),
         };
         let mut waited = Vec::new();
-        let mut count = 0;
+        let (mut count, mut settled) = (0, 0);
         doubted.sort_unstable();
         for (position, (slot, content)) in slots.into_iter().zip(contents).enumerate() {
             if doubted.binary_search(&position).is_ok() {
@@ -296,11 +296,20 @@ impl Term {
                 }
             }
             self.clear_letter(sync, slot);
-            waited.extend(self.resolve(shared, now, slot, Verdict::Written { sent_at }));
+            if let Some(done) = self.resolve(shared, now, slot, Verdict::Written { sent_at }) {
+                settled += 1;
+                waited.extend(done.waited);
+            }
         }
         let (puts, deletes) = match batch {
             Batch::Put(_) => (count, 0),
-            Batch::Delete(_) => (0, count),
+            Batch::Delete(_) => {
+                // The transaction that ends their claims has the number too.
+                if self.syncs[usize::from(sync.0)].brake.settle(now, settled) {
+                    self.settle.note_deletes();
+                }
+                (0, count)
+            }
         };
         shared.tell(Notice::Written {
             sync,

@@ -9,6 +9,7 @@ mod clean;
 mod deletes;
 mod deliver;
 mod expand;
+mod inspect;
 mod prepare;
 mod settle;
 mod walk;
@@ -17,6 +18,7 @@ use std::collections::{HashMap, VecDeque};
 
 use self::capture::Fetch;
 use self::deliver::Sent;
+use self::inspect::Inspection;
 use self::prepare::{Item, Preparing};
 use self::settle::Settlement;
 use super::audits::Audits;
@@ -77,6 +79,8 @@ pub(super) struct Term {
     large: VecDeque<(SyncId, Item)>,
     /// Open keys of each claim.
     claims: HashMap<ClaimId, usize>,
+    /// Those among them that an earlier leader made.
+    found: HashMap<ClaimId, SyncId>,
     settle: Settlement,
     sending: Gate<BlockReason>,
     syncs: Vec<Sync>,
@@ -118,6 +122,8 @@ struct Sync {
     busy: usize,
     /// Fetches that have been answered when its next batch goes out, full or not.
     fills_until: Option<u64>,
+    /// Nothing is sent until it is done.
+    inspection: Option<Inspection>,
 }
 
 impl Term {
@@ -147,6 +153,7 @@ impl Term {
             halves: VecDeque::new(),
             large: VecDeque::new(),
             claims: HashMap::new(),
+            found: HashMap::new(),
             settle: Settlement::default(),
             sending: Gate::new(settings.backoff),
             syncs: (0..count)
@@ -160,6 +167,7 @@ impl Term {
                     fault: None,
                     busy: 0,
                     fills_until: None,
+                    inspection: None,
                 })
                 .collect(),
             walks: backfills::walks(count),
@@ -177,7 +185,10 @@ impl Term {
         };
         for facts in &recovered.deletes {
             let brake = &mut term.syncs[usize::from(facts.sync.0)].brake;
-            brake.learn(now, began, facts);
+            brake.resume(now, began, facts);
+            if brake.is_closed() {
+                out.notices.push(Notice::DeletesHeld { sync: facts.sync });
+            }
         }
         term.recover(settings, now, recovered, out);
         term
@@ -199,6 +210,7 @@ impl Term {
         let doubt_until = now + settings.lease_ttl + settings.late_write_window;
         for (claim, sync, keys) in recovered.claims {
             self.claims.insert(claim, keys.len());
+            self.found.insert(claim, sync);
             let empty = keys.is_empty();
             for key in keys {
                 if let Some(older) = self.queue.recover(now, sync, key, claim, doubt_until) {
@@ -207,11 +219,15 @@ impl Term {
             }
             if empty {
                 self.claims.remove(&claim);
+                self.found.remove(&claim);
                 self.settle.end_claim(claim);
             }
         }
         for (sync, count) in recovered.dead {
             self.syncs[usize::from(sync.0)].may_have_dead_letters = count > 0;
+        }
+        for sync in recovered.not_looked_at {
+            self.syncs[usize::from(sync.0)].inspection = Some(Inspection::default());
         }
         if recovered.unsure {
             self.unsure_until = Some(doubt_until);
@@ -291,6 +307,7 @@ impl Term {
                 self.page_wanted(shared, now, sync, failed);
                 Ok(())
             }
+            Event::Inspected { sync, result } => self.inspected(shared, now, sync, result),
             Event::Expanded { sync, result } => self.expanded(shared, now, sync, result),
             Event::Audited { sync, result } => self.audited(shared, now, sync, result),
             Event::Cleaned { old, result } => self.cleaned(shared, now, old, result),
@@ -337,6 +354,7 @@ impl Term {
             return Ok(idle || until <= now);
         }
         self.drive_fetch(shared, now);
+        self.drive_inspections(shared, now);
         self.drive_batches(shared, now);
         self.drive_backfills(shared, now);
         self.drive_expansions(shared, now);
@@ -372,6 +390,7 @@ impl Term {
             wake.push(at);
         }
         wake.extend(self.next_audit_at(budget, now));
+        wake.extend(self.next_inspection(budget, now).map(|(at, _)| at));
         wake.extend(self.expand_at(settings));
         wake.extend(self.next_cleaning(budget, now).map(|(at, _)| at));
         wake.into_iter().min()

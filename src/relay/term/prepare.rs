@@ -141,6 +141,9 @@ impl Term {
 
     pub(super) fn sync_allowance(&self, sync: SyncId, now: Mono, pairs: usize) -> Option<usize> {
         let state = &self.syncs[usize::from(sync.0)];
+        if state.inspection.is_some() {
+            return None;
+        }
         match state.gate.pass(now) {
             Pass::Free => Some(pairs),
             Pass::Probe if state.busy == 0 => Some(pairs.min(PROBE_PAIRS)),
@@ -170,6 +173,9 @@ impl Term {
         let work = (0..self.syncs.len())
             .filter_map(|index| {
                 let sync = sync_id(index);
+                if self.syncs[index].inspection.is_some() {
+                    return None;
+                }
                 let walk = &self.walks[index];
                 let room = walk.wants_start() || self.queue.room() >= settings.backfill_chunk;
                 let walk = walks_from

@@ -2,10 +2,10 @@
 
 use indexmap::IndexMap;
 
-use super::{Shared, Term};
+use super::{Shared, Term, sync_id};
 use crate::change::{ClaimId, Key, Mono, OutboxId, Poison, SyncId};
 use crate::ledger::{DeadLetter, Failure, SettleRequest};
-use crate::queue::{Slot, Verdict};
+use crate::queue::{Resolved, Slot, Verdict};
 use crate::relay::{Effect, Notice};
 
 /// What waits to be written to the ledger. One transaction at a time is out.
@@ -18,6 +18,8 @@ pub(super) struct Settlement {
     not_before: Mono,
     redundant: Vec<OutboxId>,
     compacting: bool,
+    /// What was deleted lately is to be noted.
+    deletes: bool,
 }
 
 /// What the dead letters are to say of a key.
@@ -40,6 +42,10 @@ impl Settlement {
         self.claims.push(claim);
     }
 
+    pub(super) fn note_deletes(&mut self) {
+        self.deletes = true;
+    }
+
     pub(super) fn decide(&mut self, sync: SyncId, key: Key, fate: Fate) {
         self.fates.insert((sync, key), fate);
     }
@@ -49,10 +55,11 @@ impl Settlement {
     }
 
     fn waits(&self) -> bool {
-        !self.claims.is_empty() || !self.fates.is_empty()
+        !self.claims.is_empty() || !self.fates.is_empty() || self.deletes
     }
 
     fn take(&mut self) -> SettleRequest {
+        self.deletes = false;
         let mut request = SettleRequest {
             claims: std::mem::take(&mut self.claims),
             ..Default::default()
@@ -83,7 +90,11 @@ impl Settlement {
 impl Term {
     pub(super) fn drive_settle(&mut self, shared: &mut Shared<'_>, now: Mono) {
         if self.settle.wake_at().is_some_and(|at| at <= now) {
-            let request = self.settle.take();
+            let mut request = self.settle.take();
+            let brakes = self.syncs.iter_mut().enumerate();
+            request.deleted = brakes
+                .filter_map(|(index, sync)| Some((sync_id(index), sync.brake.save(now)?)))
+                .collect();
             self.settle.out = Some(request.clone());
             shared.emit(Effect::Settle(request));
         }
@@ -103,6 +114,10 @@ impl Term {
         let request = self.settle.out.take().unwrap_or_default();
         if let Err(failure) = result {
             let wait = self.passing(shared, failure)?;
+            for (sync, _) in &request.deleted {
+                self.syncs[usize::from(sync.0)].brake.not_saved();
+                self.settle.note_deletes();
+            }
             self.settle.put_back(request);
             self.settle.not_before = now + wait;
         }
@@ -122,20 +137,20 @@ impl Term {
         Ok(())
     }
 
-    /// Ends a try; returns how long the key had waited, if it needs no other.
+    /// Ends a try; returns how it ended, if it needs no other.
     pub(super) fn resolve(
         &mut self,
         shared: &mut Shared<'_>,
         now: Mono,
         slot: Slot,
         verdict: Verdict,
-    ) -> Option<std::time::Duration> {
+    ) -> Option<Resolved> {
         let jitter = shared.jitter();
         let resolved = self.queue.resolve(now, slot, verdict, jitter)?;
         if let Some(claim) = resolved.claim {
             self.release(claim);
         }
-        resolved.waited
+        Some(resolved)
     }
 
     pub(super) fn again(&mut self, shared: &mut Shared<'_>, now: Mono, slot: Slot, at: Mono) {
@@ -191,6 +206,7 @@ impl Term {
         *open -= 1;
         if *open == 0 {
             self.claims.remove(&claim);
+            self.found.remove(&claim);
             self.settle.end_claim(claim);
         }
     }

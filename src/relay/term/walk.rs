@@ -192,8 +192,12 @@ impl Term {
             Ok(Swept {
                 keys,
                 foreign,
+                unmade,
                 next,
             }) => {
+                if let Some(old) = unmade {
+                    self.cleanings.add(now, old);
+                }
                 let began = backfills::of(&mut self.walks, sync).began();
                 // A list is a request too: it shows that the API and the namespace are there.
                 self.sending.open(began);

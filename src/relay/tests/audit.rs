@@ -161,6 +161,7 @@ fn after_a_change_of_identity_it_waits_for_the_backfill() {
     let result = Ok(Swept {
         keys: Vec::new(),
         foreign: 0,
+        unmade: None,
         next: None,
     });
     bench.give(Event::Swept { sync: SYNC, result });

@@ -55,6 +55,7 @@ fn a_backfill_walks_claims_sweeps_and_ends() {
         result: Ok(Swept {
             keys: vec![(key(1), right.hash), (key(9), ContentHash(1))],
             foreign: 3,
+            unmade: None,
             next: None,
         }),
     });

@@ -15,6 +15,8 @@ fn facts(approved_for: Option<Duration>) -> Vec<DeleteFacts> {
         sync: SYNC,
         keys: Some(20),
         approved_for,
+        held: false,
+        lately: Vec::new(),
     }]
 }
 
@@ -196,4 +198,55 @@ fn a_new_leader_holds_the_sweep_too() {
     bench.until_effect(Duration::from_secs(60));
     assert!(bench.open.is_empty(), "{:?}", bench.open);
     assert_eq!(bench.held(), Some((0, 20)));
+}
+
+#[test]
+fn a_new_leader_begins_held_and_opens_only_once_what_it_found_was_looked_at() {
+    let mut left = facts(None);
+    left[0].held = true;
+    let recovered = Recovered {
+        claims: vec![(ClaimId(7), SYNC, (0..5).map(key).collect())],
+        deletes: left,
+        ..Default::default()
+    };
+    let mut bench = Bench::leading(braked(), recovered.clone());
+    assert_eq!(bench.held(), Some((0, 0)), "from the start");
+    bench.rows_are_gone();
+    assert!(bench.open.is_empty(), "{:?}", bench.open);
+    assert_eq!(bench.held(), Some((5, 0)), "few as they are");
+
+    // The rows are there again.
+    let mut bench = Bench::leading(braked(), recovered);
+    let (request, batch) = bench.next_write();
+    assert!(matches!(batch, Batch::Put(_)));
+    bench.answered(request, batch, Outcome::Written);
+    assert_eq!(bench.held(), Some((0, 0)), "its claim is in doubt");
+    bench.until_effect(Duration::from_secs(600));
+    let (request, batch) = bench.next_write();
+    bench.answered(request, batch, Outcome::Written);
+    assert_eq!(claims_of(&bench.settled()), [7]);
+    assert_eq!(bench.held(), None);
+}
+
+#[test]
+fn deletes_count_across_restarts() {
+    let mut bench = Bench::leading(braked(), recovered());
+    bench.change(0..8);
+    bench.rows_are_gone();
+    let (request, batch) = bench.write();
+    bench.answered(request, batch, Outcome::Written);
+    let settled = bench.settled();
+    assert_eq!(settled.deleted, [(SYNC, vec![(Duration::ZERO, 8)])]);
+
+    let mut left = facts(None);
+    left[0].lately = settled.deleted[0].1.clone();
+    let recovered = Recovered {
+        deletes: left,
+        ..Default::default()
+    };
+    let mut bench = Bench::leading(braked(), recovered);
+    bench.change(8..11);
+    bench.rows_are_gone();
+    assert!(bench.open.is_empty(), "{:?}", bench.open);
+    assert_eq!(bench.held(), Some((3, 0)));
 }

@@ -131,6 +131,8 @@ fn names_that_are_too_many_wait_for_approval_and_hold_nothing_else() {
         sync: SYNC,
         keys: Some(50),
         approved_for: Some(Duration::from_secs(60)),
+        held: false,
+        lately: Vec::new(),
     }];
     let at = bench.now;
     bench.give(Event::DeletesAsked { at, facts });

@@ -282,25 +282,26 @@ fn values_are_found_or_not() {
 }
 
 #[test]
-fn a_page_is_read_with_the_hashes_that_are_ours() {
+fn a_page_is_read_with_the_marks_of_pg2kv() {
     let hash = "0123456789abcdef0123456789abcdef";
+    let mark = format!("{hash}.0123456789ab.01234567");
     let body = format!(
         r#"{{"success":true,"errors":[],"messages":[],"result":[
-            {{"name":"a:ours","metadata":{{"own":1,"pg2kv":"{hash}"}},"expiration":5}},
+            {{"name":"a:ours","metadata":{{"own":1,"pg2kv":"{mark}"}},"expiration":5}},
             {{"name":"b:plain"}},
             {{"name":"c:null","metadata":null}},
             {{"name":"d:text","metadata":"pg2kv"}},
             {{"name":"e:number","metadata":{{"pg2kv":7}}}},
-            {{"name":"f:short","metadata":{{"pg2kv":"12"}}}},
-            {{"name":"g:signed","metadata":{{"pg2kv":"+123456789abcdef0123456789abcdef"}}}}
+            {{"name":"f:short","metadata":{{"pg2kv":"{hash}"}}}},
+            {{"name":"g:signed","metadata":{{"pg2kv":"+123456789abcdef0123456789abcdef.0123456789ab.01234567"}}}}
         ],"result_info":{{"count":7,"cursor":"next"}}}}"#
     );
     let page = decode_list(&reply(200, Body::Whole(body.as_bytes())), None).unwrap();
     let next = Position::parse(page.next.as_deref().unwrap());
     assert_eq!(next.cursor(), "next");
-    let hashes: Vec<_> = page.pairs.iter().map(|pair| pair.hash).collect();
-    assert_eq!(hashes[0].unwrap().to_string(), hash);
-    assert_eq!(hashes[1..], [None; 6]);
+    let marks: Vec<_> = page.pairs.iter().map(|pair| pair.mark).collect();
+    assert_eq!(marks[0].unwrap().to_string(), mark);
+    assert_eq!(marks[1..], [None; 6]);
     assert_eq!(page.pairs[1].name.as_str(), "b:plain");
 
     let repeated = decode_list(&reply(200, Body::Whole(body.as_bytes())), Some(&next));

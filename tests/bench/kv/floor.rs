@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use pg2kv::change::owner::{InstallationId, Owner};
 use pg2kv::change::{Draft, KV_BULK_MAX_PAIRS, Rendered, Value};
 use pg2kv::document::{Template, render};
 use pg2kv::sink::wire::encode_put;
@@ -110,6 +111,7 @@ async fn post(http: &Http, kv: &Kv, body: Bytes) {
 /// Makes bodies of full size of what a COPY sends.
 struct Bodies {
     template: Template,
+    owner: Owner,
     documents: Vec<pg2kv::change::Document>,
     rest: BytesMut,
 }
@@ -118,6 +120,7 @@ impl Bodies {
     fn new() -> Self {
         Self {
             template: Template::parse("user:{id}", &["id".to_owned()]).unwrap(),
+            owner: Owner::new(InstallationId::parse("0123456789ab").unwrap(), "user"),
             documents: Vec::with_capacity(KV_BULK_MAX_PAIRS),
             rest: BytesMut::new(),
         }
@@ -134,9 +137,12 @@ impl Bodies {
             // These documents need no unescaping.
             assert!(!document.contains('\\'));
             let value = Value::Text(Bytes::copy_from_slice(document.as_bytes()));
-            let Rendered::Put(document) =
-                render(&self.template, &[id.to_owned()], Some(Draft::of(value)))
-            else {
+            let Rendered::Put(document) = render(
+                &self.template,
+                self.owner,
+                &[id.to_owned()],
+                Some(Draft::of(value)),
+            ) else {
                 panic!("a row without a document");
             };
             self.documents.push(document);

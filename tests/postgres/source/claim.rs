@@ -417,7 +417,7 @@ async fn dead_letters_are_kept_once_and_cleared() {
             letter("[2]", PoisonReason::RowError, ""),
         ],
         cleared: vec![(SyncId(0), key("[1]")), (SyncId(0), key("[9]"))],
-        claims: vec![],
+        ..SettleRequest::default()
     };
     leader.session.settle(&request).await.unwrap();
     leader.session.settle(&request).await.unwrap();
