@@ -180,7 +180,7 @@ async fn an_oversized_key_is_recorded_by_its_size(server: Server) {
     assert_eq!(keys[0], "every key");
     let oversized: serde_json::Value = serde_json::from_str(&keys[1]).unwrap();
     assert_eq!(oversized["oversized"], 200_000);
-    assert_eq!(keys[1].len() < 100, true, "{}", keys[1]);
+    assert!(keys[1].len() < 100, "{}", keys[1]);
     assert_eq!(keys[2].len(), 4096 + 4);
     assert_eq!(keys[3], r#"["short"]"#);
 }
