@@ -33,6 +33,7 @@ function troubles(status) {
   const add = (bad, what, { error, hint }) => found.push({ bad, what, error, hint });
   if (status.postgres_error) add(true, "Postgres", status.postgres_error);
   if (status.blocked) add(true, "Nothing is sent to KV", status.blocked);
+  if (status.polling) add(false, "Changes are polled, not notified", status.polling);
   for (const sync of status.syncs) {
     if (sync.triggers_error) add(true, `${sync.name}: changes are not recorded`, sync.triggers_error);
     if (sync.hold) add(true, `${sync.name} is on hold`, sync.hold);
