@@ -150,7 +150,8 @@ impl DatabaseConfig {
 fn source_settings(postgres: &Postgres, lease: &Lease) -> source::Settings {
     source::Settings {
         config: postgres.connection.clone(),
-        password: postgres.password_file.clone().map(PasswordFile),
+        password: (postgres.password_file.clone().map(PasswordFile::Alone))
+            .or_else(|| postgres.url_file.clone().map(PasswordFile::InUrl)),
         tls: postgres.tls.clone(),
         schema: postgres.schema.as_str().to_owned(),
         doorbell: postgres.doorbell,

@@ -106,6 +106,8 @@ pub struct SqlConfig {
 pub struct Postgres {
     /// Hosts, user, password and socket options, from `url`.
     pub connection: tokio_postgres::Config,
+    /// Holds the connection string; its password is read again for each connection.
+    pub url_file: Option<PathBuf>,
     /// Holds the password, which is read again for each connection.
     pub password_file: Option<PathBuf>,
     /// How the server's identity is proven.

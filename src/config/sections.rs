@@ -51,9 +51,14 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
         section.stand_in("url", "DATABASE_URL");
     }
     let found = section.secret("url", "url_file");
-    let url_key = match found {
-        Some(FoundSecret::File(_)) => "url_file",
-        _ => "url",
+    let url_file = match &found {
+        Some(FoundSecret::File(path)) => Some(path.clone()),
+        _ => None,
+    };
+    let url_key = if url_file.is_some() {
+        "url_file"
+    } else {
+        "url"
     };
     if found.is_none() && !section.is_set("url") && !section.is_set("url_file") {
         section.missing(
@@ -101,6 +106,7 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (Option<Schema>, Option<Postg
         }
         Some(Postgres {
             connection,
+            url_file,
             password_file,
             tls,
             root_certificate,

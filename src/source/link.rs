@@ -97,8 +97,10 @@ impl Link {
     async fn connect(settings: &Settings, role: Role, bell: Option<Bell>) -> Result<Self, Error> {
         let mut config = settings.config.clone();
         config.connect_timeout(settings.connect_timeout);
-        if let Some(file) = &settings.password {
-            config.password(file.read()?.expose_secret());
+        if let Some(file) = &settings.password
+            && let Some(password) = file.read()?
+        {
+            config.password(password.expose_secret());
         }
         match &settings.tls {
             TlsMode::Disable => {

@@ -37,7 +37,7 @@ async fn a_rotated_password_is_read_for_each_new_connection() {
     let file = folder.path().join("password");
     std::fs::write(&file, "first\n").unwrap();
     let mut settings = settings(&server.url_as("daemon", "postgres"));
-    settings.password = Some(PasswordFile(file.clone()));
+    settings.password = Some(PasswordFile::Alone(file.clone()));
     let leader = lead(&settings, &[items("plan")]).await;
 
     admin
@@ -69,6 +69,16 @@ async fn a_rotated_password_is_read_for_each_new_connection() {
         .await
         .unwrap();
 
+    // As part of a connection string.
+    let url = server.url_as("daemon:second", "postgres");
+    std::fs::write(&file, format!("{url}\n")).unwrap();
+    settings.password = Some(PasswordFile::InUrl(file.clone()));
+    Candidate::connect(&settings).await.unwrap();
+    std::fs::write(&file, url.replace("second", "third")).unwrap();
+    let refused = Candidate::connect(&settings).await.err().unwrap();
+    assert_eq!(refused.kind(), Kind::Refused, "{refused}");
+
+    settings.password = Some(PasswordFile::Alone(file.clone()));
     std::fs::remove_file(&file).unwrap();
     let gone = Candidate::connect(&settings).await.err().unwrap();
     assert_eq!(gone.kind(), Kind::Refused);
