@@ -31,8 +31,11 @@ async fn a_terminal_shows_a_resync_from_the_lack_of_a_leader_to_its_end() {
              delete from pg2kv.outbox; update pg2kv.sync set backfilled_at = now()",
         )
         .await;
-    // The walk comes as far as the first name in KV, and no further.
-    let fault = Fault::status(503).on_operation(Operation::ListKeys);
+    // The walk comes as far as the first name in KV, and no further. Before that, names of other
+    // installations are looked for, once for each sync.
+    let fault = Fault::status(503)
+        .on_operation(Operation::ListKeys)
+        .after(2);
     world.kv.faults().add(fault).unwrap();
 
     let (terminal, stderr) = Terminal::open();
