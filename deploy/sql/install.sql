@@ -1753,7 +1753,10 @@ begin
     raise exception 'no sync is named %', coalesce(quote_literal(sync), 'null')
       using hint = 'select sync from pg2kv.status() lists them; select pg2kv.watch(...) makes one.';
   end if;
-  perform pg2kv.wake();
+  -- Also while the daemon is awake: nothing else tells it.
+  if pg_notification_queue_usage() <= 0.5 then
+    perform pg_notify('pg2kv', '');
+  end if;
   return until;
 end
 $$;

@@ -6,7 +6,7 @@ use crate::support::wait;
 use crate::support::world::{NAMESPACE, Plan, Sync, World};
 
 /// What the process may have resident at any moment.
-const RESIDENT_MAX_KIB: u64 = 256 * 1_024;
+const RESIDENT_MAX_KIB: u64 = 384 * 1_024;
 /// Documents of almost the size that Workers KV takes: more than are ever in flight.
 const LARGE: usize = 12;
 

@@ -7,6 +7,8 @@ use crate::support::node::Peers;
 use crate::support::worker::{Edge, Reply};
 
 const HASH: &str = "0123456789abcdef0123456789abcdef";
+/// As pg2kv writes it: content hash, installation, sync.
+const MARK: &str = "0123456789abcdef0123456789abcdef.0123456789ab.01234567";
 const ADA: &str = r#"{"username":"ada","plan":"pro","preview_features_enabled":true,"flags":null}"#;
 
 /// A KV that fails, in front of the Worker as it is.
@@ -31,7 +33,7 @@ fn heading(reply: &Reply) -> &str {
 #[tokio::test]
 async fn the_worker_has_an_answer_to_everything() {
     let edge = Edge::start(&Peers::installed()).await;
-    edge.put("user:1", ADA, json!({ "pg2kv": HASH })).await;
+    edge.put("user:1", ADA, json!({ "pg2kv": MARK })).await;
     // The name of a user is whatever the key column holds.
     edge.put("user:ü/2 &", "{}", json!(null)).await;
     who_is_asked_for(&edge).await;
@@ -141,11 +143,11 @@ async fn files_by_path(edge: &Edge) {
     for (key, metadata, kind) in [
         (
             "a.css",
-            json!({ "pg2kv": HASH, "content_type": "text/css" }),
+            json!({ "pg2kv": MARK, "content_type": "text/css" }),
             "text/css",
         ),
         ("b/c.html", json!({ "content_type": html }), html),
-        ("none", json!({ "pg2kv": HASH }), "application/octet-stream"),
+        ("none", json!({ "pg2kv": MARK }), "application/octet-stream"),
         ("text", json!("text"), "application/octet-stream"),
         (
             "number",

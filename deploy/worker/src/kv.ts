@@ -13,7 +13,8 @@ const KEY_MAX_BYTES = 512;
 /** The Content-Type of a value without one, or with one that is none. */
 const ANY_TYPE = "application/octet-stream";
 const MIME_TYPE = /^[\w.+-]+\/[\w.+-]+(?:\s*;[\x20-\x7e]*)?$/;
-const CONTENT_HASH = /^[0-9a-f]{32}$/;
+/** Content hash, installation and sync: what pg2kv writes into the metadata of each pair. */
+const MARK = /^([0-9a-f]{32})\.[0-9a-f]{12}\.[0-9a-f]{8}$/;
 
 /** A value as it is in KV, byte for byte. */
 export interface Stored {
@@ -38,11 +39,11 @@ export async function read(kv: KVNamespace, key: string): Promise<Stored | null>
   const { value, metadata } = await ask(kv, key);
   if (value === null) return null;
   const type = member(metadata, "content_type");
-  const hash = member(metadata, "pg2kv");
+  const hash = MARK.exec(member(metadata, "pg2kv") ?? "")?.[1];
   return {
     bytes: value,
     contentType: type !== null && MIME_TYPE.test(type) ? type : ANY_TYPE,
-    etag: hash !== null && CONTENT_HASH.test(hash) ? `"${hash}"` : null,
+    etag: hash === undefined ? null : `"${hash}"`,
   };
 }
 
