@@ -553,11 +553,11 @@ create or replace function pg2kv.changed_sql(relation regclass, columns text[]) 
   set search_path = pg_catalog, pg_temp
 as $$
   -- What is stored is compared: any type will do, and 1.0 differs from 1.00. (The operator "*<>" on
-  -- rows would not survive pg_dump.) Values that are stored out of line count as changed without a look
-  -- at them: reading a document of megabytes twice would cost its writer more than all the rest.
+  -- rows would not survive pg_dump.) A value that is stored out of line counts as changed without a look
+  -- at it: reading a document of megabytes twice would cost its writer more than all the rest.
   select concat_ws(' or ',
     'coalesce(greatest(' || (
-      string_agg(format('pg_catalog.pg_column_size(old.%1$I), pg_catalog.pg_column_size(new.%1$I)', a.attname),
+      string_agg(format('pg_catalog.pg_column_size(new.%I)', a.attname),
                  ', ' order by a.attname) filter (where a.attlen = -1 and a.attstorage <> 'p'))
       || '), 0) operator(pg_catalog.>) 2100',
     case when columns is null then 'pg_catalog.record_image_ne(old, new)'
