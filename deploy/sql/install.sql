@@ -7,8 +7,8 @@
 -- Roles          pg2kv_owner owns the schema and its tables; pg2kv_capture owns the trigger functions and
 --                may only insert a key into the outbox; pg2kv_daemon is what the daemon may do. Nobody
 --                needs to be a member of the first two.
--- What watch()   Puts four triggers on one table of yours. A change of the key or of a watched column adds
--- does           one small row (the key, never a value) to pg2kv.outbox in the writer's own transaction.
+-- What watch()   Puts three triggers on one table of yours, four where every column counts. A change of the
+-- does           key or of a watched column adds one small row (the key, never a value) to pg2kv.outbox in the writer's own transaction.
 -- What           Puts the same triggers on a table that documents take data from (the tenant of a user).
 -- watch_related  A change there adds one row to the outbox, however many documents it concerns: the
 -- () does        daemon finds them afterwards, never the writer.
